@@ -1,0 +1,17 @@
+//! Turns the compiled schema requests into Rust. The requests are committed, so that building needs no `capnp` tool;
+//! `schema/regenerate` makes them.
+
+use std::error::Error;
+use std::fs::File;
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    for name in ["hello", "cache"] {
+        let request = Path::new("schema").join(name).with_extension("cgr");
+        println!("cargo::rerun-if-changed={}", request.display());
+        capnpc::codegen::CodeGenerationCommand::new()
+            .output_directory(std::env::var_os("OUT_DIR").ok_or("no OUT_DIR")?)
+            .run(File::open(&request)?)?;
+    }
+    Ok(())
+}

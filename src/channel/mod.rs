@@ -1,0 +1,284 @@
+//! L4: a conversation in one schema between two processes: messages, requests, replies. Knows no sockets and no log-in;
+//! its rules are a pure state machine ([`conversation`]), the loop around them is here.
+
+mod conversation;
+mod error;
+
+pub use error::{RecvError, RequestError, SendError};
+
+use crate::message::{Builder, Message, OpenProblem, Opening, Received, Schema, Shelf, Trust};
+use crate::shm::view::Home;
+use crate::transport::descriptor::Envelope;
+use crate::transport::lane::WaitStats;
+use crate::transport::port::Port;
+use crate::transport::{Lane, LaneError};
+use crate::wait::Wait;
+use conversation::{Conversation, Verdict};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One end of a channel that carries messages with root `T`, in both directions.
+///
+/// Owned by one thread at a time (`Send`, all methods take `&mut self`). Everything that was sent before the other
+/// side closed, or died, can still be received. Dropping it closes the channel; messages received over it stay.
+pub struct Channel<T: Schema> {
+    lane: Lane,
+    trust: Trust,
+    shelf: Arc<Shelf>,
+    conversation: Conversation,
+    root: PhantomData<fn() -> T>,
+}
+
+impl<T: Schema> Channel<T> {
+    pub(crate) fn new(lane: Lane, trust: Trust) -> Self {
+        Self { lane, trust, shelf: Arc::default(), conversation: Conversation::default(), root: PhantomData }
+    }
+
+    /// Begins a message in this side's arena.
+    #[must_use]
+    pub fn create_msg(&self) -> Builder<T> {
+        Builder::new(self.port().core().arena())
+    }
+
+    /// Begins a message of about `bytes` bytes, in one segment.
+    #[must_use]
+    pub fn create_msg_with_capacity(&self, bytes: usize) -> Builder<T> {
+        Builder::with_capacity(self.port().core().arena(), bytes)
+    }
+
+    /// Sends a message, waiting for room as long as it takes. Returns its number.
+    ///
+    /// # Errors
+    /// [`SendError`]; nothing was sent then.
+    pub fn send(&mut self, message: &Message<T>) -> Result<u64, SendError> {
+        self.send_until(message, None, None)
+    }
+
+    /// As [`send`](Self::send), waiting for room at most `timeout`.
+    ///
+    /// # Errors
+    /// [`SendError`], `TimedOut` among them; nothing was sent then.
+    pub fn send_timeout(&mut self, message: &Message<T>, timeout: Duration) -> Result<u64, SendError> {
+        self.send_until(message, None, deadline(timeout))
+    }
+
+    /// Sends a message if there is room at once. Never blocks.
+    ///
+    /// # Errors
+    /// [`SendError`], `Full` among them; nothing was sent then.
+    pub fn try_send(&mut self, message: &Message<T>) -> Result<u64, SendError> {
+        let envelope = self.envelope(message, None)?;
+        match self.lane.try_send(envelope) {
+            Ok(true) => Ok(self.conversation.sent(envelope.id)),
+            Ok(false) => Err(self.unlend(envelope, SendError::Full)),
+            Err(ended) => Err(self.unlend(envelope, ended.into())),
+        }
+    }
+
+    /// Answers a message, waiting for room as long as it takes.
+    ///
+    /// # Errors
+    /// [`SendError`]; nothing was sent then.
+    pub fn reply(&mut self, to: &Received<T>, message: &Message<T>) -> Result<u64, SendError> {
+        // The peer would take it for a breach of the protocol.
+        if !self.conversation.has_received(to.id()) {
+            return Err(SendError::NotReceivedHere);
+        }
+        self.send_until(message, Some(to.id()), None)
+    }
+
+    /// Sends a message and waits for the answer to it. Other messages that come meanwhile are kept, in order, for
+    /// [`recv`](Self::recv); an answer that comes after `timeout` is dropped.
+    ///
+    /// # Errors
+    /// [`RequestError`]. After `TimedOut` the channel can be used as before.
+    pub fn request(&mut self, message: &Message<T>, timeout: Duration) -> Result<Received<T>, RequestError> {
+        let deadline = deadline(timeout);
+        let id = self.send_until(message, None, deadline)?;
+        loop {
+            if self.conversation.keeps_no_more() {
+                self.conversation.give_up(id);
+                return Err(RequestError::Backlog);
+            }
+            let envelope = match self.lane.recv(deadline) {
+                Ok(envelope) => envelope,
+                Err(LaneError::TimedOut) => {
+                    self.conversation.give_up(id);
+                    return Err(RequestError::TimedOut);
+                }
+                Err(LaneError::Ended(ended)) => return Err(RequestError::Ended(ended)),
+            };
+            match self.judge(&envelope)? {
+                Verdict::Late => self.send_home(envelope)?,
+                Verdict::Deliver if envelope.in_reply_to == Some(id) => return Ok(self.open(envelope)?),
+                Verdict::Deliver => self.conversation.keep(envelope),
+            }
+        }
+    }
+
+    /// The next message, waiting as long as it takes.
+    ///
+    /// # Errors
+    /// [`RecvError`], once everything that was sent has been received.
+    pub fn recv(&mut self) -> Result<Received<T>, RecvError> {
+        self.recv_until(None)
+    }
+
+    /// The next message, waiting at most `timeout`.
+    ///
+    /// # Errors
+    /// [`RecvError`], `TimedOut` among them.
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Received<T>, RecvError> {
+        self.recv_until(deadline(timeout))
+    }
+
+    /// The next message if there is one already. Never blocks.
+    ///
+    /// # Errors
+    /// [`RecvError`], once everything that was sent has been received.
+    pub fn try_recv(&mut self) -> Result<Option<Received<T>>, RecvError> {
+        if let Some(kept) = self.conversation.next_kept() {
+            return self.open(kept).map(Some);
+        }
+        while let Some(envelope) = self.lane.try_recv()? {
+            if let Some(received) = self.deliver(envelope)? {
+                return Ok(Some(received));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How this end waits from now on.
+    pub fn set_wait(&mut self, wait: Wait) {
+        self.lane.set_wait(wait);
+    }
+
+    /// How often this end slept and woke the other.
+    #[must_use]
+    pub fn wait_stats(&self) -> WaitStats {
+        self.lane.stats()
+    }
+
+    /// The name it was opened by.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.port().name()
+    }
+
+    fn recv_until(&mut self, deadline: Option<Instant>) -> Result<Received<T>, RecvError> {
+        if let Some(kept) = self.conversation.next_kept() {
+            return self.open(kept);
+        }
+        loop {
+            let envelope = self.lane.recv(deadline)?;
+            if let Some(received) = self.deliver(envelope)? {
+                return Ok(received);
+            }
+        }
+    }
+
+    fn deliver(&mut self, envelope: Envelope) -> Result<Option<Received<T>>, RecvError> {
+        match self.judge(&envelope)? {
+            Verdict::Deliver => self.open(envelope).map(Some),
+            Verdict::Late => self.send_home(envelope).map(|()| None),
+        }
+    }
+
+    fn judge(&mut self, envelope: &Envelope) -> Result<Verdict, RecvError> {
+        match self.conversation.arrived(envelope.id, envelope.in_reply_to) {
+            Ok(verdict) => Ok(verdict),
+            Err(broken) => Err(self.cut_off(broken)),
+        }
+    }
+
+    #[inline]
+    fn open(&mut self, envelope: Envelope) -> Result<Received<T>, RecvError> {
+        let port = self.lane.port();
+        let home: Arc<dyn Home> = port.clone();
+        let opened = port.core().view().borrow(envelope.handle, home).map_err(OpenProblem::Peer).and_then(|borrowed| {
+            let Envelope { segments, id, in_reply_to, .. } = envelope;
+            Received::open(Opening { borrowed, segments, id, in_reply_to, shelf: self.shelf.clone() }, self.trust)
+        });
+        opened.map_err(|problem| match problem {
+            OpenProblem::Peer(broken) => self.cut_off(broken),
+            OpenProblem::NoMemory(bytes) => RecvError::NoMemory { bytes },
+        })
+    }
+
+    /// Returns what was received without opening it.
+    fn send_home(&self, envelope: Envelope) -> Result<(), RecvError> {
+        let home: Arc<dyn Home> = self.port().clone();
+        match self.port().core().view().borrow(envelope.handle, home) {
+            Ok(borrowed) => {
+                drop(borrowed);
+                Ok(())
+            }
+            Err(broken) => Err(self.cut_off(broken)),
+        }
+    }
+
+    fn cut_off(&self, broken: crate::PeerMisbehaved) -> RecvError {
+        self.port().core().misbehaved(broken);
+        RecvError::Ended(self.port().error())
+    }
+
+    #[inline]
+    fn send_until(
+        &mut self,
+        message: &Message<T>,
+        in_reply_to: Option<u64>,
+        deadline: Option<Instant>,
+    ) -> Result<u64, SendError> {
+        let envelope = self.envelope(message, in_reply_to)?;
+        match self.lane.send(envelope, deadline) {
+            Ok(()) => Ok(self.conversation.sent(envelope.id)),
+            Err(LaneError::TimedOut) => Err(self.unlend(envelope, SendError::TimedOut)),
+            Err(LaneError::Ended(ended)) => Err(self.unlend(envelope, ended.into())),
+        }
+    }
+
+    /// Lends a message to the peer and addresses it.
+    #[inline]
+    fn envelope(&self, message: &Message<T>, in_reply_to: Option<u64>) -> Result<Envelope, SendError> {
+        let core = self.port().core();
+        let frozen = message.frozen();
+        if !frozen.arena().is_some_and(|arena| arena.same(core.arena())) {
+            return Err(SendError::ForeignArena);
+        }
+        if !self.port().is_open() {
+            return Err(SendError::Ended(self.port().error()));
+        }
+        Ok(Envelope {
+            id: self.conversation.next_id(),
+            in_reply_to,
+            handle: core.loans().lend(frozen)?,
+            // At most 512, or it would not be frozen.
+            segments: frozen.segment_count() as u16,
+            returned: None,
+        })
+    }
+
+    /// What was not sent is not on loan either.
+    #[cold]
+    fn unlend(&self, envelope: Envelope, error: SendError) -> SendError {
+        // Already reclaimed if the session ended meanwhile.
+        let _ = self.port().core().loans().give_back(envelope.handle);
+        error
+    }
+
+    fn port(&self) -> &Arc<Port> {
+        self.lane.port()
+    }
+}
+
+impl<T: Schema> std::fmt::Debug for Channel<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+/// A timeout too long for the clock is none.
+fn deadline(timeout: Duration) -> Option<Instant> {
+    Instant::now().checked_add(timeout)
+}

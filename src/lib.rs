@@ -1,0 +1,53 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The house
+//!
+//! Rooms on floors; each imports only from floors below it, which a test enforces.
+//!
+//! | floor | room | knows |
+//! |---|---|---|
+//! | 0 | `sys` | the kernel: memfd, mapping, sockets, futex |
+//! | 1 | `shm` | who owns which shared byte: arenas, loans, views |
+//! | 2 | `ring`, `wait` | slots between two processes; sleeping and waking |
+//! | 3 | `transport`, `message` | the link of a session; Cap'n Proto over blocks |
+//! | 4 | `channel` | a conversation |
+//! | 5 | `session` | apps, log-in, sessions |
+
+// The models build two rooms alone.
+#![cfg_attr(strait_loom, allow(dead_code, missing_docs, unused_imports))]
+#![cfg_attr(not(strait_loom), deny(unreachable_pub))]
+
+#[cfg(not(strait_loom))]
+mod channel;
+#[cfg(not(strait_loom))]
+mod message;
+mod ring;
+#[cfg(not(strait_loom))]
+mod session;
+#[cfg(not(strait_loom))]
+mod shm;
+mod sys;
+#[cfg(not(strait_loom))]
+mod transport;
+mod wait;
+
+#[cfg(not(strait_loom))]
+pub use self::{
+    channel::{Channel, RecvError, RequestError, SendError},
+    message::{Builder, DataTooLong, FreezeError, Message, Received, Schema, Trust, data_len},
+    session::{
+        AcceptError, BindError, ChannelError, ClientApp, ConnectError, LoginError, RunDirError, ServerApp, Session,
+        SessionServer, Version,
+    },
+    shm::{
+        arena::{AllocError, Arena},
+        loans::{LoanQuota, QuotaExceeded},
+        view::ViewError,
+    },
+    sys::{memfd::BadMemory, misbehaved::PeerMisbehaved, seqpacket::Credentials},
+    transport::{
+        ended::{Ended, EndedError},
+        lane::WaitStats,
+    },
+    wait::Wait,
+};

@@ -1,0 +1,92 @@
+//! A message being written, in the memory it will be read from.
+
+use super::frozen::Message;
+use super::schema::Schema;
+use super::segments::{ArenaSegments, FIRST_WORDS};
+use crate::shm::arena::{AllocError, Arena};
+use crate::shm::block::{FreezeProblem, Frozen};
+use capnp::any_pointer;
+use capnp::message;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Why a builder did not become a message.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FreezeError {
+    /// The arena was full at some point while the message was built. It works again once messages have come back.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+    /// Cap'n Proto messages have at most 512 segments. Give the builder its size up front.
+    #[error("message of {0} segments: at most 512; give the builder a size up front")]
+    TooManySegments(usize),
+}
+
+/// A message being written in shared memory: a Cap'n Proto builder whose segments are blocks of an [`Arena`].
+///
+/// Belongs to nobody but its writer until [`freeze`](Self::freeze) makes it a [`Message`]; dropped, it was never there.
+/// Never blocks. Where the arena is full it goes on in private memory and `freeze` reports it.
+pub struct Builder<T: Schema> {
+    capnp: message::Builder<ArenaSegments>,
+    root: PhantomData<T>,
+}
+
+impl<T: Schema> Builder<T> {
+    /// For a small message, or one of unknown size: segments double as it grows.
+    #[must_use]
+    pub fn new(arena: &Arena) -> Self {
+        Self::with_first_segment(arena, FIRST_WORDS)
+    }
+
+    /// For a message of about `bytes` bytes, Cap'n Proto's own overhead included: all of it in one segment, which
+    /// keeps large messages contiguous and saves the growing.
+    #[must_use]
+    pub fn with_capacity(arena: &Arena, bytes: usize) -> Self {
+        // Cap'n Proto allows a segment 2^29 words; what exceeds it goes into further segments.
+        let words = u32::try_from(bytes.div_ceil(8)).unwrap_or(u32::MAX).min(1 << 29);
+        Self::with_first_segment(arena, words)
+    }
+
+    fn with_first_segment(arena: &Arena, words: u32) -> Self {
+        Self { capnp: message::Builder::new(ArenaSegments::new(arena.clone(), words)), root: PhantomData }
+    }
+
+    /// Begins the root struct.
+    pub fn init_root(&mut self) -> T::Builder<'_> {
+        self.capnp.init_root()
+    }
+
+    /// The root struct as written so far.
+    ///
+    /// # Errors
+    /// Cap'n Proto's, if the message is not well-formed.
+    pub fn get_root(&mut self) -> capnp::Result<T::Builder<'_>> {
+        self.capnp.get_root()
+    }
+
+    /// Makes the root a deep copy of `value`.
+    ///
+    /// # Errors
+    /// Cap'n Proto's, if `value` is not well-formed.
+    pub fn set_root(&mut self, value: T::Reader<'_>) -> capnp::Result<()> {
+        self.capnp.set_root(value)
+    }
+
+    /// Ends the writing. From here on nobody writes these bytes, and they can be sent.
+    ///
+    /// # Errors
+    /// [`FreezeError`]; the memory is free again then.
+    pub fn freeze(mut self) -> Result<Message<T>, FreezeError> {
+        if self.capnp.get_segments_for_output().is_empty() {
+            // Never begun: an empty root, which reads as the default.
+            self.capnp.init_root::<any_pointer::Builder<'_>>();
+        }
+        let (arena, segments) = self.capnp.into_allocator().finish()?;
+        match Frozen::new(&arena, segments) {
+            Ok(frozen) => Ok(Message::new(Arc::new(frozen))),
+            Err(FreezeProblem::Alloc(error)) => Err(error.into()),
+            Err(FreezeProblem::TooManySegments(count)) => Err(FreezeError::TooManySegments(count)),
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! L3: Cap'n Proto over blocks. A [`Builder`] writes segments in the sender's arena, a [`Message`] is one that nobody
+//! writes any more, a [`Received`] is one read where it lies, or from a copy where the lender is not believed. Knows no
+//! rings and no sessions.
+//!
+//! One of the four rooms that may hold `unsafe`.
+
+mod builder;
+mod frozen;
+mod received;
+mod schema;
+mod segments;
+mod trust;
+
+pub use builder::{Builder, FreezeError};
+pub use frozen::Message;
+pub use received::Received;
+pub(crate) use received::{OpenProblem, Opening, Shelf};
+pub use schema::{DataTooLong, Schema, data_len};
+pub use trust::Trust;

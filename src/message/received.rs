@@ -1,0 +1,212 @@
+//! A message as its receiver has it: in the sender's memory, or in a private copy of it.
+
+use super::schema::Schema;
+use super::trust::Trust;
+use crate::shm::block::MAX_SEGMENTS;
+use crate::shm::view::{Borrowed, Place};
+use crate::sys::misbehaved::PeerMisbehaved;
+use capnp::message::{Reader, ReaderOptions, ReaderSegments};
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// A message from a peer.
+///
+/// Read in place, the bytes are on loan: dropping this, in any thread, sends them home with whatever goes that way
+/// next. Until then they stay, even if the channel or the session is closed meanwhile, or the sender is killed.
+pub struct Received<T: Schema> {
+    reader: Reader<Segments>,
+    id: u64,
+    in_reply_to: Option<u64>,
+    root: PhantomData<fn() -> T>,
+}
+
+/// What a slot says about a message, and what its channel knows.
+pub(crate) struct Opening {
+    pub(crate) borrowed: Borrowed,
+    pub(crate) segments: u16,
+    pub(crate) id: u64,
+    pub(crate) in_reply_to: Option<u64>,
+    pub(crate) shelf: Arc<Shelf>,
+}
+
+/// Why a message cannot be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OpenProblem {
+    Peer(PeerMisbehaved),
+    /// No private memory for a copy of so many bytes.
+    NoMemory(usize),
+}
+
+impl From<PeerMisbehaved> for OpenProblem {
+    fn from(broken: PeerMisbehaved) -> Self {
+        Self::Peer(broken)
+    }
+}
+
+/// Where the buffer for a channel's copies waits between messages: memory in use is warm.
+#[derive(Debug, Default)]
+pub(crate) struct Shelf(Mutex<Vec<u64>>);
+
+impl Shelf {
+    fn take(&self, words: usize) -> Result<Vec<u64>, OpenProblem> {
+        let mut buffer = std::mem::take(&mut *self.0.lock());
+        buffer.clear();
+        match buffer.try_reserve_exact(words) {
+            Ok(()) => Ok(buffer),
+            Err(_) => Err(OpenProblem::NoMemory(words.saturating_mul(8))),
+        }
+    }
+
+    fn keep(&self, buffer: Vec<u64>) {
+        let mut kept = self.0.lock();
+        if buffer.capacity() > kept.capacity() {
+            *kept = buffer;
+        }
+    }
+}
+
+impl<T: Schema> Received<T> {
+    /// Checks where a message's segments lie, and copies them if the lender is not believed.
+    #[inline]
+    pub(crate) fn open(opening: Opening, trust: Trust) -> Result<Self, OpenProblem> {
+        let Opening { borrowed, segments, id, in_reply_to, shelf } = opening;
+        let places = places(&borrowed, segments)?;
+        let (segments, options) = match trust.copy_limit() {
+            None => (Segments::InPlace { borrowed, places }, BELIEVED),
+            Some(limit) => {
+                let copy = Copied::new(&borrowed, &places, limit, shelf)?;
+                // Several pointers to one object make a small message a large one to walk: not much larger, here.
+                let walk = copy.words.len().saturating_mul(2).max(1024);
+                (Segments::Copied(copy), ReaderOptions { traversal_limit_in_words: Some(walk), nesting_limit: 32 })
+            }
+        };
+        Ok(Self { reader: Reader::new(segments, options), id, in_reply_to, root: PhantomData })
+    }
+
+    /// The root struct.
+    ///
+    /// # Errors
+    /// Cap'n Proto's, if the message is not well-formed; so may any accessor of the reader.
+    #[inline]
+    pub fn get(&self) -> capnp::Result<T::Reader<'_>> {
+        self.reader.get_root()
+    }
+
+    /// Its number among the messages of its direction, from 1.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The number of this side's message that it answers, if it is an answer.
+    #[must_use]
+    pub fn in_reply_to(&self) -> Option<u64> {
+        self.in_reply_to
+    }
+
+    /// How many bytes it has in all.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.reader.size_in_words() * 8
+    }
+}
+
+impl<T: Schema> std::fmt::Debug for Received<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Received").field("id", &self.id).field("in_reply_to", &self.in_reply_to).finish_non_exhaustive()
+    }
+}
+
+/// A lender that is believed may nest and repeat as it likes, short of the reader's stack.
+const BELIEVED: ReaderOptions = ReaderOptions { traversal_limit_in_words: None, nesting_limit: 64 };
+
+type Places = SmallVec<[Place; 1]>;
+
+/// One segment is named by the handle itself; of several the handle names a table, which is read once.
+fn places(borrowed: &Borrowed, segments: u16) -> Result<Places, PeerMisbehaved> {
+    match usize::from(segments) {
+        1 => Ok(smallvec::smallvec![borrowed.whole()]),
+        count @ 2..=MAX_SEGMENTS => {
+            let mut table = Vec::new();
+            borrowed.copy_out(borrowed.whole(), &mut table);
+            let entries = table.as_chunks::<2>().0;
+            if entries.len() != count {
+                return Err(PeerMisbehaved::SegmentCount(u32::from(segments)));
+            }
+            entries.iter().map(|&[offset, len]| borrowed.part(offset, len)).collect()
+        }
+        _ => Err(PeerMisbehaved::SegmentCount(u32::from(segments))),
+    }
+}
+
+enum Segments {
+    InPlace { borrowed: Borrowed, places: Places },
+    Copied(Copied),
+}
+
+impl ReaderSegments for Segments {
+    #[inline]
+    fn get_segment(&self, index: u32) -> Option<&[u8]> {
+        match self {
+            Self::InPlace { borrowed, places } => {
+                let place = *places.get(index as usize)?;
+                // SAFETY: made only where the trust in this lender was vouched for: `Trust::in_place`.
+                Some(unsafe { borrowed.bytes(place) })
+            }
+            Self::Copied(copy) => copy.segment(index as usize),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::InPlace { places, .. } => places.len(),
+            Self::Copied(copy) => copy.ends.len(),
+        }
+    }
+}
+
+/// All segments one after the other in private memory.
+struct Copied {
+    words: Vec<u64>,
+    ends: SmallVec<[usize; 1]>,
+    shelf: Arc<Shelf>,
+}
+
+impl Copied {
+    fn new(borrowed: &Borrowed, places: &[Place], limit: u64, shelf: Arc<Shelf>) -> Result<Self, OpenProblem> {
+        // Segments may overlap, so their sum is not bounded by the arena.
+        let total = places.iter().map(|place| place.words()).fold(0, usize::saturating_add);
+        let bytes = (total as u64).saturating_mul(8);
+        if bytes > limit {
+            return Err(PeerMisbehaved::MessageTooLarge { bytes, limit }.into());
+        }
+        let mut words = shelf.take(total)?;
+        let ends = places
+            .iter()
+            .map(|&place| {
+                borrowed.copy_out(place, &mut words);
+                words.len()
+            })
+            .collect();
+        Ok(Self { words, ends, shelf })
+    }
+
+    fn segment(&self, index: usize) -> Option<&[u8]> {
+        let end = *self.ends.get(index)?;
+        let start = if index == 0 { 0 } else { *self.ends.get(index - 1)? };
+        self.words.get(start..end).map(as_bytes)
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        self.shelf.keep(std::mem::take(&mut self.words));
+    }
+}
+
+fn as_bytes(words: &[u64]) -> &[u8] {
+    // SAFETY: initialised words are initialised bytes, and bytes need no alignment.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+}

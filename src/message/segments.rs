@@ -1,0 +1,91 @@
+//! The allocator behind a [`Builder`](super::Builder): Cap'n Proto's segments as blocks of an arena.
+//!
+//! Cap'n Proto's allocator has no way to fail. When the arena is full, segments come from the private heap instead, the
+//! failure is remembered, and freezing reports it.
+
+use crate::shm::arena::{AllocError, Arena};
+use crate::shm::block::{Block, Segment};
+use capnp::message::Allocator;
+use smallvec::SmallVec;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+
+/// Words in a builder's first segment, unless it is told how much will come.
+pub(super) const FIRST_WORDS: u32 = 64;
+
+/// Segments grow up to this many words (64 MiB): beyond, larger steps save nothing.
+const GROWTH_MAX: u32 = 8 << 20;
+
+/// See the module's own words.
+pub(super) struct ArenaSegments {
+    arena: Arena,
+    next_words: u32,
+    /// In the order Cap'n Proto numbers them.
+    segments: SmallVec<[Segment; 1]>,
+    spilled: Option<AllocError>,
+}
+
+impl ArenaSegments {
+    pub(super) fn new(arena: Arena, first_words: u32) -> Self {
+        Self { arena, next_words: first_words.max(1), segments: SmallVec::new(), spilled: None }
+    }
+
+    /// The finished segments, or why there are none.
+    pub(super) fn finish(self) -> Result<(Arena, SmallVec<[Segment; 1]>), AllocError> {
+        match self.spilled {
+            Some(error) => Err(error),
+            None => Ok((self.arena, self.segments)),
+        }
+    }
+
+    fn cut(&self, words: u32) -> Result<Block, AllocError> {
+        self.arena.alloc(words as usize * 8, 8)
+    }
+
+    #[cold]
+    fn spill(&mut self, error: AllocError, words: u32) -> (NonNull<u8>, u32) {
+        self.spilled.get_or_insert(error);
+        let layout = spill_layout(words);
+        // SAFETY: at least one word is asked for, so the layout is not empty.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) });
+        (start.unwrap_or_else(|| handle_alloc_error(layout)), words)
+    }
+}
+
+// SAFETY: blocks come zeroed and 8-aligned, each is its own, and each lives in `segments` until `self` goes, which
+// outlives Cap'n Proto's use of it; spilled ones live until `deallocate_segment`.
+unsafe impl Allocator for ArenaSegments {
+    fn allocate_segment(&mut self, minimum_size: u32) -> (NonNull<u8>, u32) {
+        let minimum = minimum_size.max(1);
+        if let Some(error) = self.spilled {
+            return self.spill(error, minimum);
+        }
+        let wanted = self.next_words.max(minimum);
+        let cut = match self.cut(wanted) {
+            Err(_) if wanted > minimum => self.cut(minimum),
+            other => other,
+        };
+        match cut {
+            Ok(block) => {
+                let (start, words) = (block.start(), block.words() as u32);
+                self.next_words = words.saturating_mul(2).min(GROWTH_MAX);
+                self.segments.push(Segment { block, used: 0 });
+                (start, words)
+            }
+            Err(error) => self.spill(error, minimum),
+        }
+    }
+
+    unsafe fn deallocate_segment(&mut self, start: NonNull<u8>, words: u32, used: u32) {
+        match self.segments.iter_mut().find(|segment| segment.block.start() == start) {
+            // Stays in `segments`: this is how the finished message is taken out of the builder.
+            Some(segment) => segment.used = used as usize,
+            // SAFETY: not a block of the arena, so `spill` made it, with this layout.
+            None => unsafe { dealloc(start.as_ptr(), spill_layout(words)) },
+        }
+    }
+}
+
+fn spill_layout(words: u32) -> Layout {
+    Layout::array::<u64>(words as usize).unwrap_or_else(|_| unreachable!("2^32 words are fewer than isize::MAX bytes"))
+}

@@ -1,0 +1,62 @@
+//! The emptying end. Believes its own position, checks every sequence number.
+
+use super::{Payload, SEQUENCE, SLOT, area, slot_at};
+use crate::sys::futex::Spot;
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::words::{OwnWords, PeerWords};
+use std::sync::Arc;
+
+/// Empties slots of the peer's area.
+pub(crate) struct Consumer {
+    own: Arc<OwnWords>,
+    peer: Arc<PeerWords>,
+    capacity: u64,
+    /// Slots emptied so far. Never read back from shared memory.
+    emptied: u64,
+}
+
+impl Consumer {
+    /// `peer` must have the size of an area of some power of two of slots; `own` any area's.
+    pub(crate) fn new(own: Arc<OwnWords>, peer: Arc<PeerWords>) -> Self {
+        let capacity = ((peer.len() - area::SLOTS) / SLOT) as u64;
+        debug_assert!(capacity.is_power_of_two());
+        Self { own, peer, capacity, emptied: 0 }
+    }
+
+    /// Takes the next slot if it is filled, each word read once.
+    #[inline]
+    pub(crate) fn try_pop(&mut self) -> Result<Option<Payload>, PeerMisbehaved> {
+        let at = self.next();
+        let expected = self.emptied + 1;
+        let found = self.peer.acquire(at + SEQUENCE);
+        if found != expected {
+            // Not filled yet: the slot is as the lap before left it, or never used.
+            let lap_before = expected.saturating_sub(self.capacity);
+            return if found == lap_before {
+                Ok(None)
+            } else {
+                Err(PeerMisbehaved::SequenceOutOfRange { found, expected })
+            };
+        }
+        let payload = std::array::from_fn(|index| self.peer.peek(at + index));
+        self.emptied = expected;
+        // From here on the producer may fill the slot again: the loads above come first, because this is a release.
+        self.own.publish(area::CURSOR, self.emptied);
+        Ok(Some(payload))
+    }
+
+    /// Where to sleep until the next slot is filled, and what that word holds until then.
+    pub(crate) fn spot(&self) -> (Spot<'_>, u32) {
+        let unfilled = (self.emptied + 1).saturating_sub(self.capacity);
+        (self.peer.spot(self.next() + SEQUENCE), unfilled as u32)
+    }
+
+    /// Where the producer sleeps for room.
+    pub(crate) fn producers_spot(&self) -> Spot<'_> {
+        self.own.spot(area::CURSOR)
+    }
+
+    fn next(&self) -> usize {
+        slot_at(self.emptied, self.capacity - 1)
+    }
+}

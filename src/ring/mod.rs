@@ -1,0 +1,57 @@
+//! L2: a ring of one-line slots, one producer, one consumer, in two processes that do not believe each other. Never
+//! waits and knows nothing of what slots mean.
+//!
+//! A slot is one cache line: seven payload words and, published last, its sequence number: one more than the position
+//! it was filled at. So one line crosses per message, and a consumer needs nothing else to know that a slot is ready.
+//! The consumer's cursor is a publication of its own, read by the producer only when its last copy says full.
+//!
+//! No `unsafe`: a racing or lying peer can make words wrong, never memory.
+
+mod consumer;
+#[cfg(all(test, strait_loom))]
+mod models;
+mod producer;
+#[cfg(all(test, not(strait_loom)))]
+mod tests;
+
+pub(crate) use consumer::Consumer;
+pub(crate) use producer::{Full, Producer};
+
+/// What a slot carries.
+pub(crate) type Payload = [u64; PAYLOAD];
+
+/// Words of payload in a slot.
+pub(crate) const PAYLOAD: usize = 7;
+
+/// Words in a slot: a cache line.
+pub(crate) const SLOT: usize = PAYLOAD + 1;
+
+/// The word of a slot that publishes it.
+const SEQUENCE: usize = PAYLOAD;
+
+/// Where the parts of a side's area lie, in words. A side writes its own area and reads the other's; parts written at
+/// different times are 128 bytes apart, because CPUs fetch lines in pairs.
+pub(crate) mod area {
+    /// How many of the *other* side's slots this side has consumed.
+    pub(crate) const CURSOR: usize = 0;
+    /// Not 0 while this side's receiver sleeps.
+    pub(crate) const RECEIVER_SLEEPS: usize = 16;
+    /// Not 0 while this side's sender sleeps.
+    pub(crate) const SENDER_SLEEPS: usize = 32;
+    /// The first of this side's slots.
+    pub(crate) const SLOTS: usize = 48;
+
+    /// Words in an area of `slots` slots.
+    pub(crate) const fn words(slots: u32) -> usize {
+        SLOTS + slots as usize * super::SLOT
+    }
+}
+
+/// How many slots a ring may have: a power of two between these.
+pub(crate) const SLOTS_RANGE: std::ops::RangeInclusive<u32> = 2..=1 << 16;
+
+/// Positions count up for ever and are cut to a slot by `mask`.
+#[inline]
+fn slot_at(position: u64, mask: u64) -> usize {
+    area::SLOTS + (position & mask) as usize * SLOT
+}

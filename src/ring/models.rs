@@ -1,0 +1,183 @@
+//! Every interleaving of the shipping ring and wait code, under loom. Run by `tests/models`, which also plants the bugs
+//! that must turn each of them red.
+
+use super::{Consumer, PAYLOAD, Producer, area};
+use crate::sys::barrier::Fence;
+use crate::sys::futex::{Bell, Gate, Spot};
+use crate::sys::words::{OwnWords, PeerWords, shared};
+use crate::wait::{self, Notifier, Patience, Sleeper, Source, Wait};
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+use std::sync::Arc;
+
+/// Both processes' areas, each as its writer and as its reader has it.
+struct World {
+    gate: Gate,
+    sender: (Arc<OwnWords>, Arc<PeerWords>),
+    receiver: (Arc<OwnWords>, Arc<PeerWords>),
+}
+
+fn world(slots: u32) -> World {
+    let gate = Gate::new();
+    let area = || {
+        let (own, peer) = shared(area::words(slots), &gate);
+        (Arc::new(own), Arc::new(peer))
+    };
+    World { sender: area(), receiver: area(), gate }
+}
+
+fn payload(number: u64) -> [u64; PAYLOAD] {
+    [number, !number, 0, 0, 0, 0, number]
+}
+
+struct Arrival(Consumer, Notifier);
+
+impl Source for Arrival {
+    type Item = [u64; PAYLOAD];
+    fn look(&mut self) -> Option<Self::Item> {
+        let found = self.0.try_pop().expect("an honest peer");
+        if found.is_some() {
+            self.1.notify(|| self.0.producers_spot());
+        }
+        found
+    }
+    fn spot(&self) -> (Spot<'_>, u32) {
+        self.0.spot()
+    }
+}
+
+struct Room<'a>(&'a mut Producer);
+
+impl Source for Room<'_> {
+    type Item = ();
+    fn look(&mut self) -> Option<()> {
+        self.0.has_room().expect("an honest peer").then_some(())
+    }
+    fn spot(&self) -> (Spot<'_>, u32) {
+        self.0.spot()
+    }
+}
+
+fn receiver(world: &World) -> (Arrival, Sleeper) {
+    let (own, peer) = (world.receiver.0.clone(), world.sender.1.clone());
+    let sender = Notifier::new(peer.clone(), area::SENDER_SLEEPS, Fence::Both);
+    let sleeper = Sleeper::new(own.clone(), area::RECEIVER_SLEEPS, Fence::Both);
+    (Arrival(Consumer::new(own, peer), sender), sleeper)
+}
+
+fn sender(world: &World) -> (Producer, Notifier, Sleeper) {
+    let (own, peer) = (world.sender.0.clone(), world.receiver.1.clone());
+    let receiver = Notifier::new(peer.clone(), area::RECEIVER_SLEEPS, Fence::Both);
+    let sleeper = Sleeper::new(own.clone(), area::SENDER_SLEEPS, Fence::Both);
+    (Producer::new(own, peer), receiver, sleeper)
+}
+
+/// Sends `count` slots through a ring of two, parking for room, and receives them, parking for work.
+fn conversation(count: u64) {
+    let world = world(2);
+    let (mut arrival, sleeper) = receiver(&world);
+    let (mut producer, notifier, room_sleeper) = sender(&world);
+    let (bell, sender_bell) = (Bell::new(&world.gate), Bell::new(&world.gate));
+    let sending = thread::spawn(move || {
+        let mut patience = Patience::new(Wait::Park);
+        for number in 1..=count {
+            while producer.try_push(&payload(number)).expect("an honest peer").is_err() {
+                let found = wait::wait(&mut Room(&mut producer), &mut patience, &room_sleeper, &sender_bell, None);
+                assert_eq!(found, Some(()));
+            }
+            notifier.notify(|| producer.consumers_spot());
+        }
+    });
+    let mut patience = Patience::new(Wait::Park);
+    for number in 1..=count {
+        let found = wait::wait(&mut arrival, &mut patience, &sleeper, &bell, None);
+        assert_eq!(found, Some(payload(number)));
+    }
+    sending.join().unwrap();
+}
+
+#[test]
+fn a_slot_is_whole_when_its_sequence_shows() {
+    loom::model(|| {
+        let world = world(2);
+        let (mut arrival, _) = receiver(&world);
+        let (mut producer, _, _) = sender(&world);
+        let sending = thread::spawn(move || {
+            producer.try_push(&payload(1)).unwrap().unwrap();
+            producer.try_push(&payload(2)).unwrap().unwrap();
+        });
+        for number in 1..=2 {
+            // One look each: what is there must be whole.
+            if let Some(found) = arrival.0.try_pop().expect("an honest peer") {
+                assert_eq!(found, payload(number));
+            } else {
+                break;
+            }
+        }
+        sending.join().unwrap();
+    });
+}
+
+#[test]
+fn a_slot_is_not_refilled_while_it_is_read() {
+    loom::model(|| {
+        let world = world(2);
+        let (mut arrival, _) = receiver(&world);
+        let (mut producer, _, _) = sender(&world);
+        for number in 1..=2 {
+            producer.try_push(&payload(number)).unwrap().unwrap();
+        }
+        let sending = thread::spawn(move || {
+            let _ = producer.try_push(&payload(3)).unwrap();
+        });
+        for number in 1..=2 {
+            assert_eq!(arrival.0.try_pop(), Ok(Some(payload(number))));
+        }
+        sending.join().unwrap();
+    });
+}
+
+#[test]
+fn no_wake_is_lost() {
+    loom::model(|| conversation(1));
+}
+
+#[test]
+fn no_wake_is_lost_when_both_sides_sleep() {
+    let mut bounded = loom::model::Builder::new();
+    bounded.preemption_bound = Some(2);
+    bounded.check(|| conversation(3));
+}
+
+#[test]
+fn death_wakes_a_sleeper() {
+    loom::model(|| {
+        /// As the transport looks: what there is first, then whether anything can still come.
+        struct UntilEnd(Arrival, Arc<AtomicBool>);
+        impl Source for UntilEnd {
+            type Item = Option<[u64; PAYLOAD]>;
+            fn look(&mut self) -> Option<Self::Item> {
+                let over = self.1.load(Ordering::Acquire);
+                self.0.look().map(Some).or_else(|| over.then_some(None))
+            }
+            fn spot(&self) -> (Spot<'_>, u32) {
+                self.0.spot()
+            }
+        }
+        let world = world(2);
+        let (arrival, sleeper) = receiver(&world);
+        let bell = Arc::new(Bell::new(&world.gate));
+        let over = Arc::new(AtomicBool::new(false));
+        let watcher = thread::spawn({
+            let (bell, over) = (bell.clone(), over.clone());
+            move || {
+                over.store(true, Ordering::Release);
+                bell.ring();
+            }
+        });
+        let mut patience = Patience::new(Wait::Park);
+        let found = wait::wait(&mut UntilEnd(arrival, over), &mut patience, &sleeper, &bell, None);
+        assert_eq!(found, Some(None));
+        watcher.join().unwrap();
+    });
+}

@@ -1,0 +1,160 @@
+//! The ring in one process: order, fullness, and every shared word turned into a lie.
+
+use super::{Consumer, Full, PAYLOAD, Producer, SEQUENCE, area, slot_at};
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::words::{OwnWords, shared};
+use std::sync::Arc;
+
+/// A ring, with the two sides' words in reach of a liar.
+struct Rig {
+    producer: Producer,
+    consumer: Consumer,
+    producers: Arc<OwnWords>,
+    consumers: Arc<OwnWords>,
+}
+
+fn rig(slots: u32) -> Rig {
+    let (producers, seen_producers) = shared(area::words(slots));
+    let (consumers, seen_consumers) = shared(area::words(2));
+    let (producers, consumers) = (Arc::new(producers), Arc::new(consumers));
+    Rig {
+        producer: Producer::new(producers.clone(), Arc::new(seen_consumers)),
+        consumer: Consumer::new(consumers.clone(), Arc::new(seen_producers)),
+        producers,
+        consumers,
+    }
+}
+
+fn payload(number: u64) -> [u64; PAYLOAD] {
+    std::array::from_fn(|word| number * 10 + word as u64)
+}
+
+#[test]
+fn slots_come_out_as_they_went_in_over_many_laps() {
+    let mut rig = rig(4);
+    let (mut pushed, mut popped) = (0, 0);
+    for step in 0..1000_u64 {
+        for _ in 0..step % 5 {
+            match rig.producer.try_push(&payload(pushed)) {
+                Ok(Ok(())) => pushed += 1,
+                Ok(Err(Full)) => assert_eq!(pushed - popped, 4),
+                Err(broken) => panic!("{broken}"),
+            }
+        }
+        for _ in 0..step % 3 {
+            match rig.consumer.try_pop() {
+                Ok(Some(found)) => {
+                    assert_eq!(found, payload(popped));
+                    popped += 1;
+                }
+                Ok(None) => assert_eq!(pushed, popped),
+                Err(broken) => panic!("{broken}"),
+            }
+        }
+    }
+    assert!(popped > 100);
+}
+
+/// Values that a word may be made to hold: every bit of the true one flipped, and the edges.
+fn lies(truth: u64, capacity: u64) -> impl Iterator<Item = u64> {
+    let flipped = (0..64).map(move |bit| truth ^ 1 << bit);
+    let edges = [0, 1, capacity - 1, capacity, capacity + 1, u64::MAX, u64::MAX - 1, 1 << 32, 1 << 63];
+    let near = [truth.wrapping_sub(1), truth.wrapping_add(1), truth.wrapping_add(capacity)];
+    flipped.chain(edges).chain(near).filter(move |&lie| lie != truth)
+}
+
+/// A ring of four after `popped` of `pushed` slots were emptied.
+fn filled(pushed: u64, popped: u64) -> Rig {
+    let mut rig = rig(4);
+    for number in 0..pushed {
+        assert_eq!(rig.producer.try_push(&payload(number)), Ok(Ok(())));
+        if number < popped {
+            assert!(matches!(rig.consumer.try_pop(), Ok(Some(_))));
+        }
+    }
+    rig
+}
+
+#[test]
+fn a_sequence_that_cannot_be_is_told_from_one_that_can() {
+    for popped in 0..10 {
+        for held in 0..=4 {
+            let pushed = popped + held;
+            let at = slot_at(popped, 3) + SEQUENCE;
+            // What the consumer's next slot holds, and what it could hold instead.
+            let (ready, empty) = (popped + 1, (popped + 1).saturating_sub(4));
+            let truth = if held > 0 { ready } else { empty };
+            for lie in lies(truth, 4) {
+                let mut rig = filled(pushed, popped);
+                rig.producers.publish(at, lie);
+                match rig.consumer.try_pop() {
+                    Ok(Some(_)) => assert_eq!(lie, ready),
+                    Ok(None) => assert_eq!(lie, empty),
+                    Err(PeerMisbehaved::SequenceOutOfRange { found, expected }) => {
+                        assert_eq!((found, expected), (lie, ready));
+                        assert!(lie != ready && lie != empty);
+                    }
+                    Err(other) => panic!("{other}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cursor_that_cannot_be_is_told_from_one_that_can() {
+    for popped in 0..10 {
+        // Only a ring that looks full makes the producer look at the cursor.
+        let pushed = popped + 4;
+        for lie in lies(popped, 4) {
+            let mut rig = filled(pushed, popped);
+            rig.consumers.publish(area::CURSOR, lie);
+            let known = rig.producer.consumed();
+            match rig.producer.try_push(&payload(0)) {
+                Ok(Ok(())) => assert!(lie > known && lie <= pushed),
+                Ok(Err(Full)) => assert_eq!(lie, known),
+                Err(PeerMisbehaved::CursorOutOfRange { found, low, high }) => {
+                    assert_eq!((found, low, high), (lie, known, pushed));
+                    assert!(lie < known || lie > pushed);
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cursor_never_goes_back() {
+    let mut rig = filled(4, 0);
+    rig.consumers.publish(area::CURSOR, 2);
+    assert_eq!(rig.producer.try_push(&payload(4)), Ok(Ok(())));
+    assert_eq!(rig.producer.try_push(&payload(5)), Ok(Ok(())));
+    rig.consumers.publish(area::CURSOR, 1);
+    let found = rig.producer.try_push(&payload(6));
+    assert_eq!(found, Err(PeerMisbehaved::CursorOutOfRange { found: 1, low: 2, high: 6 }));
+}
+
+#[test]
+fn two_threads_agree_on_a_million_slots() {
+    let Rig { mut producer, mut consumer, .. } = rig(16);
+    let slots = if cfg!(miri) { 500 } else { 1_000_000 };
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for number in 0..slots {
+                while producer.try_push(&payload(number)) != Ok(Ok(())) {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        for number in 0..slots {
+            let found = loop {
+                match consumer.try_pop() {
+                    Ok(Some(found)) => break found,
+                    Ok(None) => std::thread::yield_now(),
+                    Err(broken) => panic!("{broken}"),
+                }
+            };
+            assert_eq!(found, payload(number));
+        }
+    });
+}

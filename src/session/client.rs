@@ -1,0 +1,146 @@
+//! The client's way into a session.
+
+use super::app::{ClientApp, ServerApp, is_name};
+use super::desk::{Half, LOGIN_NUMBERS, Side};
+use super::error::{ConnectError, LoginError, RunDirError};
+use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, Terms, VERSION};
+use super::rundir::RunDir;
+use super::session::Session;
+use crate::shm::arena::Arena;
+use crate::shm::view::View;
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::seqpacket::{Credentials, SeqPacket, poll_readable};
+use crate::sys::words::OwnWords;
+use crate::transport::control::AreaAt;
+use crate::transport::link::{LinkParts, cut_area, view_area};
+use nix::errno::Errno;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+impl ClientApp {
+    /// Connects to a server app and logs in, within the app's [`timeout`](Self::timeout).
+    ///
+    /// # Errors
+    /// [`ConnectError`]; nothing is left of the attempt then.
+    pub fn connect(&self, server: &ServerApp) -> Result<Session, ConnectError> {
+        let deadline = Instant::now() + self.timeout;
+        self.check_names(server)?;
+        let socket = self.knock(server)?;
+        let peer = socket.peer().map_err(gone)?;
+        let expected = server.expected_uid();
+        if peer.uid != expected {
+            return Err(ConnectError::WrongServer { found: peer.uid, expected });
+        }
+        let own = Credentials::own();
+        let arena = self.options.make_arena(peer.uid != own.uid)?;
+        let halves = self.cut_areas(&arena)?;
+        let hello = self.hello(server, &arena, &halves);
+        let memory = arena.read_only_fd()?;
+        socket.send(&hello.to_bytes(), &[memory.as_fd()]).map_err(gone)?;
+        drop(memory);
+        let (answer, fd) = await_answer(&socket, halves.len(), deadline)?;
+        let (terms, theirs) = match answer {
+            Answer::Welcome { terms, areas } => (terms, areas),
+            Answer::Refused(refused) => return Err(refused.explain(&hello, own.uid, own.gid, false).into()),
+        };
+        let fd = fd.ok_or(PeerMisbehaved::Frame("welcome without memory"))?;
+        let view = View::map(fd, terms.arena, terms.arena_bytes, self.options.peer_arena_max)?;
+        let mut opened = Vec::new();
+        for ((number, (own, _)), (at, (spec, _))) in
+            LOGIN_NUMBERS.into_iter().zip(halves).zip(theirs.into_iter().zip(hello.channels))
+        {
+            opened.push(Half { number, spec, own, peer: view_area(&view, at)? });
+        }
+        let parts = LinkParts {
+            socket,
+            peer_name: server.name.clone(),
+            peer,
+            arena,
+            view,
+            quota: self.options.loan_quota,
+            fence: hello.terms.fence(terms),
+        };
+        Ok(Session::begin(Side::Client, parts, Vec::new(), &self.options, self.trust, opened)?)
+    }
+
+    fn check_names(&self, server: &ServerApp) -> Result<(), ConnectError> {
+        let channels = self.options.channels.iter().map(|spec| &spec.name);
+        if let Some(bad) = [&self.name, &server.name].into_iter().chain(channels).find(|name| !is_name(name)) {
+            return Err(ConnectError::BadName(bad.clone()));
+        }
+        if self.options.channels.len() > CHANNELS_MAX {
+            return Err(LoginError::TooManyChannels.into());
+        }
+        Ok(())
+    }
+
+    fn knock(&self, server: &ServerApp) -> Result<SeqPacket, ConnectError> {
+        let name = server.socket_name();
+        let dir = match RunDir::find(server.run_dir.as_deref(), server.expected_uid()) {
+            Ok(dir) => dir,
+            Err(RunDirError::Io { path, source }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(ConnectError::NotFound { path: path.join(name) });
+            }
+            Err(other) => return Err(other.into()),
+        };
+        match SeqPacket::connect(&dir.reached(&name), self.timeout) {
+            // A socket that nobody listens on any more is no server either.
+            Err(Errno::ENOENT | Errno::ECONNREFUSED) => Err(ConnectError::NotFound { path: dir.shown(&name) }),
+            Err(Errno::EAGAIN) => Err(ConnectError::TimedOut),
+            Err(errno) => Err(ConnectError::Io(errno.into())),
+            Ok(socket) => Ok(socket),
+        }
+    }
+
+    fn cut_areas(&self, arena: &Arena) -> Result<Vec<(Arc<OwnWords>, AreaAt)>, ConnectError> {
+        let areas = self.options.channels.iter().map(|_| cut_area(arena, self.options.slots));
+        Ok(areas.collect::<Result<_, _>>()?)
+    }
+
+    fn hello(&self, server: &ServerApp, arena: &Arena, halves: &[(Arc<OwnWords>, AreaAt)]) -> Hello {
+        let areas = halves.iter().map(|(_, at)| *at);
+        Hello {
+            version: VERSION,
+            client: self.name.clone(),
+            server: server.name.clone(),
+            terms: Terms::of(arena),
+            channels: self.options.channels.iter().cloned().zip(areas).collect(),
+        }
+    }
+}
+
+/// Waits for the server's one frame; with a welcome comes its memory.
+fn await_answer(
+    socket: &SeqPacket,
+    channels: usize,
+    deadline: Instant,
+) -> Result<(Answer, Option<OwnedFd>), ConnectError> {
+    let mut frame = [0; FRAME];
+    loop {
+        if let Some(packet) = socket.recv(&mut frame).map_err(gone)? {
+            if packet.len == 0 {
+                return Err(ConnectError::Disconnected);
+            }
+            if packet.truncated {
+                // Its descriptor found no room in this process, or it was longer than any version's.
+                return Err(ConnectError::Io(io::ErrorKind::OutOfMemory.into()));
+            }
+            let answer = Answer::from_bytes(frame.get(..packet.len).unwrap_or(&frame), channels)?;
+            return Ok((answer, packet.fds.into_iter().next()));
+        }
+        if !poll_readable(&[socket.as_fd()], Some(deadline))?.contains(&true) {
+            return Err(ConnectError::TimedOut);
+        }
+    }
+}
+
+/// What a socket error means while logging in.
+fn gone(errno: Errno) -> ConnectError {
+    match errno {
+        Errno::EPIPE | Errno::ECONNRESET => ConnectError::Disconnected,
+        Errno::EAGAIN => ConnectError::TimedOut,
+        other => ConnectError::Io(other.into()),
+    }
+}

@@ -1,0 +1,404 @@
+//! The log-in: one frame each way, and the judgement between them. Pure: no sockets, no clocks, nothing mapped.
+//!
+//! The first 32 bytes of every frame stay as they are for all versions, so that two builds that do not understand each
+//! other can say so.
+
+use super::app::{Allowed, ChannelSpec, is_name};
+use super::error::{LoginError, Version};
+use crate::shm::arena::Arena;
+use crate::sys::barrier::{self, Fence};
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::transport::control::{AreaAt, Reader, Writer};
+
+/// Bytes of a log-in frame.
+pub(super) const FRAME: usize = 1024;
+
+/// Channels that fit a log-in.
+pub(super) const CHANNELS_MAX: usize = 8;
+
+/// What this build speaks.
+pub(super) const VERSION: Version = Version { oldest: 1, newest: 1, layout: layout() };
+
+/// The process has registered for `membarrier`: see `sys::barrier`.
+const FEATURE_MEMBARRIER: u64 = 1;
+
+/// A client's first words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hello {
+    pub(super) version: Version,
+    pub(super) client: String,
+    pub(super) server: String,
+    pub(super) terms: Terms,
+    pub(super) channels: Vec<(ChannelSpec, AreaAt)>,
+}
+
+/// What each side tells of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Terms {
+    pub(super) features: u64,
+    pub(super) arena: u32,
+    pub(super) arena_bytes: u64,
+}
+
+impl Terms {
+    /// What this process tells of itself and an arena.
+    pub(super) fn of(arena: &Arena) -> Self {
+        let features = if barrier::register() { FEATURE_MEMBARRIER } else { 0 };
+        Self { features, arena: arena.id(), arena_bytes: arena.capacity() as u64 }
+    }
+
+    /// Who pays for the fence: the sleeper, if both can.
+    pub(super) fn fence(self, theirs: Self) -> Fence {
+        if self.features & theirs.features & FEATURE_MEMBARRIER != 0 { Fence::Sleeper } else { Fence::Both }
+    }
+}
+
+/// A server's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// With the server's halves of the client's channels, in the client's order.
+    Welcome {
+        terms: Terms,
+        areas: Vec<AreaAt>,
+    },
+    Refused(Refused),
+}
+
+/// Why not, in the refuser's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    Incompatible(Version),
+    NotAllowed,
+    WrongUser,
+    WrongGroup,
+    /// By index in the client's list.
+    UnknownChannel(u32),
+    /// By index, with the server's schema.
+    WrongSchema(u32, u64),
+    TooManyChannels,
+    Memory,
+    Busy,
+}
+
+/// Who a client may be and what it may ask for.
+pub(super) struct Policy<'a> {
+    pub(super) server: &'a str,
+    pub(super) allow: &'a [Allowed],
+    pub(super) serves: &'a [ChannelSpec],
+    pub(super) channels_max: usize,
+}
+
+impl Policy<'_> {
+    /// Judges a client by what it says and by what the kernel says of it.
+    pub(super) fn judge(&self, hello: &Hello, uid: u32, gid: u32) -> Result<&Allowed, Refused> {
+        let named = || self.allow.iter().filter(|allowed| allowed.name == hello.client);
+        if hello.server != self.server || named().next().is_none() {
+            return Err(Refused::NotAllowed);
+        }
+        let same_user = || named().filter(|allowed| allowed.uid == uid);
+        same_user().next().ok_or(Refused::WrongUser)?;
+        let allowed = same_user().find(|allowed| allowed.gid.is_none_or(|expected| expected == gid));
+        let allowed = allowed.ok_or(Refused::WrongGroup)?;
+        if hello.channels.len() > self.channels_max {
+            return Err(Refused::TooManyChannels);
+        }
+        for (index, (wanted, _)) in (0..).zip(&hello.channels) {
+            let served = self.serves.iter().find(|served| served.name == wanted.name);
+            let served = served.ok_or(Refused::UnknownChannel(index))?;
+            if served.schema != wanted.schema {
+                return Err(Refused::WrongSchema(index, served.schema));
+            }
+        }
+        Ok(allowed)
+    }
+}
+
+impl Refused {
+    /// In words, from either side's point of view: `theirs` is what the reader of the error calls its own.
+    pub(super) fn explain(self, hello: &Hello, uid: u32, gid: u32, by_this_side: bool) -> LoginError {
+        let client = hello.client.clone();
+        let channel = |index: u32| hello.channels.get(index as usize).map(|(spec, _)| spec.clone());
+        let name = |index| channel(index).map_or_else(|| format!("#{index}"), |spec| spec.name);
+        match self {
+            Self::Incompatible(refuser) if by_this_side => {
+                LoginError::Incompatible { ours: refuser, theirs: hello.version }
+            }
+            Self::Incompatible(refuser) => LoginError::Incompatible { ours: hello.version, theirs: refuser },
+            Self::NotAllowed => LoginError::NotAllowed { client },
+            Self::WrongUser => LoginError::WrongUser { client, uid },
+            Self::WrongGroup => LoginError::WrongGroup { client, gid },
+            Self::UnknownChannel(index) => LoginError::UnknownChannel { channel: name(index) },
+            Self::WrongSchema(index, server) => {
+                let wanted = channel(index).map_or(0, |spec| spec.schema);
+                let (ours, theirs) = if by_this_side { (server, wanted) } else { (wanted, server) };
+                LoginError::WrongSchema { channel: name(index), ours, theirs }
+            }
+            Self::TooManyChannels => LoginError::TooManyChannels,
+            Self::Memory => LoginError::MemoryRefused,
+            Self::Busy => LoginError::Busy,
+        }
+    }
+}
+
+/// "strait" and what kind of frame follows.
+const MAGIC: u64 = u64::from_le_bytes(*b"strait\0\x01");
+const HELLO: u32 = 1;
+const WELCOME: u32 = 2;
+const REFUSED: u32 = 3;
+
+impl Hello {
+    /// All that is known of a build that speaks otherwise.
+    pub(super) fn of_version(version: Version) -> Self {
+        let terms = Terms { features: 0, arena: 0, arena_bytes: 0 };
+        Self { version, client: String::new(), server: String::new(), terms, channels: Vec::new() }
+    }
+
+    pub(super) fn to_bytes(&self) -> [u8; FRAME] {
+        let mut out = head(HELLO, self.version);
+        terms_out(&mut out, self.terms);
+        out.name(&self.client).name(&self.server).u32(self.channels.len() as u32);
+        for (spec, area) in self.channels.iter().take(CHANNELS_MAX) {
+            out.name(&spec.name).u64(spec.schema).area(*area);
+        }
+        out.bytes
+    }
+
+    /// Reads a client's first words; of a build that speaks otherwise only its version.
+    pub(super) fn from_bytes(frame: &[u8]) -> Result<Result<Self, Version>, PeerMisbehaved> {
+        let mut from = Reader { bytes: frame };
+        let (kind, version) = head_in(&mut from)?;
+        if !understands(version) {
+            return Ok(Err(version));
+        }
+        if kind != HELLO || frame.len() != FRAME {
+            return Err(PeerMisbehaved::Frame("no hello"));
+        }
+        let terms = terms_in(&mut from);
+        let (client, server) = (from.name()?, from.name()?);
+        let count = from.u32() as usize;
+        if count > CHANNELS_MAX {
+            return Err(PeerMisbehaved::Frame("too many channels"));
+        }
+        let mut channels = Vec::with_capacity(count);
+        for _ in 0..count {
+            let spec = ChannelSpec { name: from.name()?, schema: from.u64() };
+            if !is_name(&spec.name) {
+                return Err(PeerMisbehaved::Frame("channel without a name"));
+            }
+            channels.push((spec, from.area()));
+        }
+        Ok(Ok(Self { version, client, server, terms, channels }))
+    }
+}
+
+impl Answer {
+    pub(super) fn to_bytes(&self) -> [u8; FRAME] {
+        match self {
+            Self::Welcome { terms, areas } => {
+                let mut out = head(WELCOME, VERSION);
+                terms_out(&mut out, *terms);
+                out.u32(areas.len() as u32);
+                for area in areas.iter().take(CHANNELS_MAX) {
+                    out.area(*area);
+                }
+                out.bytes
+            }
+            Self::Refused(refused) => {
+                let (code, index, detail) = match *refused {
+                    // The version is in the head.
+                    Refused::Incompatible(_) => (1, 0, 0),
+                    Refused::NotAllowed => (2, 0, 0),
+                    Refused::WrongUser => (3, 0, 0),
+                    Refused::WrongGroup => (4, 0, 0),
+                    Refused::UnknownChannel(index) => (5, index, 0),
+                    Refused::WrongSchema(index, schema) => (6, index, schema),
+                    Refused::TooManyChannels => (7, 0, 0),
+                    Refused::Memory => (8, 0, 0),
+                    Refused::Busy => (9, 0, 0),
+                };
+                let mut out = head(REFUSED, VERSION);
+                out.u32(code).u32(index).u64(detail);
+                out.bytes
+            }
+        }
+    }
+
+    pub(super) fn from_bytes(frame: &[u8], channels: usize) -> Result<Self, PeerMisbehaved> {
+        let mut from = Reader { bytes: frame };
+        let (kind, version) = head_in(&mut from)?;
+        match kind {
+            _ if !understands(version) => Ok(Self::Refused(Refused::Incompatible(version))),
+            WELCOME if frame.len() == FRAME => {
+                let terms = terms_in(&mut from);
+                if from.u32() as usize != channels {
+                    return Err(PeerMisbehaved::Frame("welcome with other channels"));
+                }
+                Ok(Self::Welcome { terms, areas: (0..channels).map(|_| from.area()).collect() })
+            }
+            REFUSED => {
+                let (code, index, detail) = (from.u32(), from.u32(), from.u64());
+                Ok(Self::Refused(match code {
+                    1 => Refused::Incompatible(version),
+                    2 => Refused::NotAllowed,
+                    3 => Refused::WrongUser,
+                    4 => Refused::WrongGroup,
+                    5 => Refused::UnknownChannel(index),
+                    6 => Refused::WrongSchema(index, detail),
+                    7 => Refused::TooManyChannels,
+                    8 => Refused::Memory,
+                    9 => Refused::Busy,
+                    _ => return Err(PeerMisbehaved::Frame("unknown refusal")),
+                }))
+            }
+            _ => Err(PeerMisbehaved::Frame("no answer")),
+        }
+    }
+}
+
+/// Whether this build and one of that version have a protocol and the layout in common.
+fn understands(theirs: Version) -> bool {
+    theirs.layout == VERSION.layout && theirs.oldest <= VERSION.newest && theirs.newest >= VERSION.oldest
+}
+
+fn head(kind: u32, version: Version) -> Writer<FRAME> {
+    let mut out = Writer { bytes: [0; FRAME], at: 0 };
+    out.u64(MAGIC).u32(kind).u32(version.oldest).u32(version.newest).u32(0).u64(version.layout);
+    out
+}
+
+fn head_in(from: &mut Reader<'_>) -> Result<(u32, Version), PeerMisbehaved> {
+    if from.bytes.len() < 32 || from.u64() != MAGIC {
+        return Err(PeerMisbehaved::Frame("not strait"));
+    }
+    let (kind, oldest, newest, _) = (from.u32(), from.u32(), from.u32(), from.u32());
+    Ok((kind, Version { oldest, newest, layout: from.u64() }))
+}
+
+fn terms_out(out: &mut Writer<FRAME>, terms: Terms) {
+    out.u64(terms.features).u32(terms.arena).u64(terms.arena_bytes);
+}
+
+fn terms_in(from: &mut Reader<'_>) -> Terms {
+    Terms { features: from.u64(), arena: from.u32(), arena_bytes: from.u64() }
+}
+
+/// A digest (FNV-1a) of everything two builds must lay out alike in shared words. Change the text with the layout.
+const fn layout() -> u64 {
+    let text = b"slot: 7 words + sequence; area: cursor 0, receiver sleeps 16, sender sleeps 32, slots 48; \
+        handle: offset 36, arena 24, len 36, ticket 32; table: offset, len; control: 128; login: 1024; capnp; \
+        endian: ";
+    let endian: &[u8] = if cfg!(target_endian = "little") { b"little" } else { b"big" };
+    fnv(fnv(0xcbf2_9ce4_8422_2325, text), endian)
+}
+
+const fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
+    let mut index = 0;
+    while index < bytes.len() {
+        hash = (hash ^ bytes[index] as u64).wrapping_mul(0x100_0000_01b3);
+        index += 1;
+    }
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Trust;
+
+    fn hello() -> Hello {
+        let channel =
+            |name: &str, schema| (ChannelSpec { name: name.into(), schema }, AreaAt { offset: 512, slots: 256 });
+        Hello {
+            version: VERSION,
+            client: "viewer".into(),
+            server: "cache".into(),
+            terms: Terms { features: 1, arena: 7, arena_bytes: 1 << 32 },
+            channels: vec![channel("main", 1), channel("side", 2)],
+        }
+    }
+
+    fn judge(hello: &Hello, uid: u32, gid: u32) -> Result<(), Refused> {
+        let allowed = |name: &str, uid, gid| Allowed { name: name.into(), uid, gid, trust: Trust::snapshot() };
+        let policy = Policy {
+            server: "cache",
+            allow: &[allowed("other", 1, None), allowed("viewer", 10, Some(20)), allowed("viewer", 11, None)],
+            serves: &[ChannelSpec { name: "side".into(), schema: 2 }, ChannelSpec { name: "main".into(), schema: 1 }],
+            channels_max: 2,
+        };
+        policy.judge(hello, uid, gid).map(drop)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let hello = hello();
+        assert_eq!(Hello::from_bytes(&hello.to_bytes()), Ok(Ok(hello)));
+        let area = AreaAt { offset: 9, slots: 2 };
+        let welcome =
+            Answer::Welcome { terms: Terms { features: 0, arena: 1, arena_bytes: 2 }, areas: vec![area; CHANNELS_MAX] };
+        assert_eq!(Answer::from_bytes(&welcome.to_bytes(), CHANNELS_MAX), Ok(welcome));
+        for refused in [
+            Refused::Incompatible(VERSION),
+            Refused::NotAllowed,
+            Refused::WrongUser,
+            Refused::WrongGroup,
+            Refused::UnknownChannel(7),
+            Refused::WrongSchema(1, u64::MAX),
+            Refused::TooManyChannels,
+            Refused::Memory,
+            Refused::Busy,
+        ] {
+            let answer = Answer::Refused(refused);
+            assert_eq!(Answer::from_bytes(&answer.to_bytes(), 0), Ok(answer));
+        }
+    }
+
+    #[test]
+    fn each_refusal_has_its_own_reason() {
+        assert_eq!(judge(&hello(), 10, 20), Ok(()));
+        assert_eq!(judge(&hello(), 11, 99), Ok(()));
+        assert_eq!(judge(&hello(), 10, 21), Err(Refused::WrongGroup));
+        assert_eq!(judge(&hello(), 12, 20), Err(Refused::WrongUser));
+        assert_eq!(judge(&Hello { client: "nobody".into(), ..hello() }, 10, 20), Err(Refused::NotAllowed));
+        assert_eq!(judge(&Hello { server: "another".into(), ..hello() }, 10, 20), Err(Refused::NotAllowed));
+        let mut unknown = hello();
+        unknown.channels[1].0.name = "none".into();
+        assert_eq!(judge(&unknown, 11, 0), Err(Refused::UnknownChannel(1)));
+        let mut wrong = hello();
+        wrong.channels[0].0.schema = 5;
+        assert_eq!(judge(&wrong, 11, 0), Err(Refused::WrongSchema(0, 1)));
+        let mut many = hello();
+        many.channels.push(many.channels[0].clone());
+        assert_eq!(judge(&many, 11, 0), Err(Refused::TooManyChannels));
+    }
+
+    #[test]
+    fn another_version_is_read_as_far_as_its_version() {
+        for theirs in [
+            Version { layout: 1, ..VERSION },
+            Version { oldest: VERSION.newest + 1, newest: VERSION.newest + 1, ..VERSION },
+            Version { oldest: 0, newest: VERSION.oldest - 1, ..VERSION },
+        ] {
+            let frame = Hello { version: theirs, ..hello() }.to_bytes();
+            assert_eq!(Hello::from_bytes(&frame), Ok(Err(theirs)));
+            // A later version's frame may have another length.
+            assert_eq!(Hello::from_bytes(&frame[..40]), Ok(Err(theirs)));
+        }
+        let newer = Version { newest: VERSION.newest + 5, ..VERSION };
+        assert!(matches!(Hello::from_bytes(&Hello { version: newer, ..hello() }.to_bytes()), Ok(Ok(_))));
+    }
+
+    #[test]
+    fn no_byte_of_a_frame_can_panic_the_reader() {
+        let (hello, refused) = (hello().to_bytes(), Answer::Refused(Refused::WrongSchema(1, 2)).to_bytes());
+        for frame in [hello, refused] {
+            for at in 0..FRAME {
+                for value in 0..=255 {
+                    let mut bytes = frame;
+                    bytes[at] = value;
+                    let _ = (Hello::from_bytes(&bytes), Answer::from_bytes(&bytes, 2));
+                }
+                let _ = (Hello::from_bytes(&frame[..at]), Answer::from_bytes(&frame[..at], 2));
+            }
+        }
+    }
+}

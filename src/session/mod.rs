@@ -1,0 +1,17 @@
+//! L5: two named apps meet, find out who the other is, and have a session in which they open channels. Knows no slots
+//! and no bytes of messages; the log-in is a pure state machine ([`login`]).
+
+mod app;
+mod client;
+mod desk;
+mod error;
+mod login;
+mod rundir;
+mod server;
+#[expect(clippy::module_inception, reason = "the room and the thing it is for")]
+mod session;
+
+pub use app::{ClientApp, ServerApp};
+pub use error::{AcceptError, BindError, ChannelError, ConnectError, LoginError, RunDirError, Version};
+pub use server::SessionServer;
+pub use session::Session;

@@ -1,0 +1,204 @@
+//! The owner's side of shared memory: one sparse, sealed memfd of fixed size, cut into blocks by a jemalloc arena of its
+//! own. Knows nothing of who borrows the blocks.
+
+use super::block::Block;
+use super::handle::{MASK_24, WORD};
+use super::hooks::Hooks;
+use super::mallctl;
+use super::tcache::Tcaches;
+use crate::sys::fork;
+use crate::sys::mapping::{Access, Mapping};
+use crate::sys::memfd::{Memfd, PAGE, Writable};
+use nix::errno::Errno;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use thiserror::Error;
+use tikv_jemalloc_sys as jemalloc;
+
+/// Why an arena gave no block.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AllocError {
+    /// The arena, its quota or the system's memory is used up. It works again once blocks have come back.
+    #[error("arena full: no room for {bytes} bytes")]
+    Full {
+        /// How many were asked for.
+        bytes: usize,
+    },
+    /// This process is a fork of the arena's owner.
+    #[error("the arena belongs to the process this one was forked from")]
+    ForkedProcess,
+}
+
+/// How an arena is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Address space, in bytes.
+    pub(crate) bytes: usize,
+    /// Bytes of it that may be pages at once.
+    pub(crate) quota: usize,
+    pub(crate) writable: Writable,
+}
+
+/// Shared memory that this process owns and hands out in blocks: what messages are built in.
+///
+/// A clone is another handle to the same arena. The memory goes back to the system when the last handle, block,
+/// message and loan is gone. Threads may share it; each has its own cache of small blocks.
+#[derive(Clone, Debug)]
+pub struct Arena(Arc<Owned>);
+
+#[derive(Debug)]
+struct Owned {
+    /// What peers know it by; never used twice in a process.
+    id: u32,
+    /// As `id`, and what thread caches know it by.
+    serial: u64,
+    memfd: Arc<Memfd>,
+    map: Mapping,
+    hooks: &'static Hooks,
+    index: u32,
+    tcaches: Arc<Tcaches>,
+    fork: u32,
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hooks")
+    }
+}
+
+impl Arena {
+    pub(crate) fn create(options: Options) -> io::Result<Self> {
+        static SERIALS: AtomicU64 = AtomicU64::new(1);
+        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
+        let id = u32::try_from(serial).ok().filter(|&id| id <= MASK_24).ok_or(io::ErrorKind::QuotaExceeded)?;
+        let memfd = Arc::new(Memfd::create(c"strait-arena", options.bytes)?);
+        let map = Mapping::new(&memfd, memfd.len(), Access::ReadWrite)?;
+        memfd.seal(options.writable)?;
+        let base = map.base().as_ptr().expose_provenance();
+        let punches = options.writable == Writable::ByOwner;
+        // The index first, with default hooks: created with ours, jemalloc would keep its records in shared memory.
+        let index: u32 = mallctl::read("arenas.create").map_err(io::Error::from)?;
+        let hooks = Hooks::leak(&memfd, base, map.len(), options.quota, punches);
+        let owned = Owned { id, serial, memfd, map, hooks, index, tcaches: Arc::default(), fork: fork::generation() };
+        let set = |leaf: &str| format!("arena.{index}.{leaf}");
+        mallctl::write(&set("extent_hooks"), hooks.table())?;
+        mallctl::write(&set("muzzy_decay_ms"), 0isize)?;
+        if !punches {
+            // Nothing can be given back, so nothing need be tried.
+            mallctl::write(&set("dirty_decay_ms"), -1isize)?;
+        }
+        // Pieces of different growth steps never merge: small steps keep a small arena whole. Refused (ENOENT) where
+        // the application told jemalloc not to retain.
+        match mallctl::write(&set("retain_grow_limit"), (owned.map.len() / 16).max(GROW)) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(Self(Arc::new(owned))),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// A zeroed block of at least `bytes` (rounded up to words), aligned to `align`, a power of two.
+    pub(crate) fn alloc(&self, bytes: usize, align: usize) -> Result<Block, AllocError> {
+        let owned = &*self.0;
+        if owned.fork != fork::generation() {
+            return Err(AllocError::ForkedProcess);
+        }
+        let full = AllocError::Full { bytes };
+        let size = bytes.max(WORD).checked_next_multiple_of(WORD).ok_or(full)?;
+        // jemalloc would walk its size classes past the end of what can exist.
+        if size > owned.map.len() {
+            return Err(full);
+        }
+        let tcache = owned.tcaches.flag(owned.serial);
+        let flags = jemalloc::MALLOCX_ARENA(owned.index as usize)
+            | tcache
+            | jemalloc::MALLOCX_ALIGN(align.max(WORD))
+            | jemalloc::MALLOCX_ZERO;
+        // SAFETY: the size is not zero and the flags name an arena and a cache that live as long as `self`.
+        let start = NonNull::new(unsafe { jemalloc::mallocx(size, flags) }.cast::<u8>()).ok_or(full)?;
+        // Memory from anywhere else must never be lent.
+        let offset = start.addr().get().wrapping_sub(owned.map.base().addr().get());
+        if offset >= owned.map.len() {
+            tracing::error!("jemalloc served arena {} from outside its memory", owned.id);
+            // SAFETY: allocated just now with the same cache.
+            unsafe { jemalloc::dallocx(start.as_ptr().cast(), tcache) };
+            return Err(full);
+        }
+        Ok(Block::new(self.clone(), start, size))
+    }
+
+    /// # Safety
+    /// `start` must come from [`alloc`](Self::alloc) on this arena with `size` and be freed once.
+    pub(super) unsafe fn free(&self, start: NonNull<u8>, size: usize) {
+        let owned = &*self.0;
+        // In a forked child the memory is not mapped and the books are a copy.
+        if owned.fork == fork::generation() {
+            let tcache = owned.tcaches.flag(owned.serial);
+            // SAFETY: the caller's contract; `size` is what was asked for, which jemalloc accepts.
+            unsafe { jemalloc::sdallocx(start.as_ptr().cast(), size, tcache) };
+        }
+    }
+
+    /// The word at which `start` lies.
+    pub(super) fn offset_of(&self, start: NonNull<u8>) -> u64 {
+        let bytes = start.addr().get() - self.0.map.base().addr().get();
+        (bytes / WORD) as u64
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id
+    }
+
+    /// Its address space in bytes: how large a message can ever get.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.0.map.len()
+    }
+
+    pub(crate) fn read_only_fd(&self) -> io::Result<OwnedFd> {
+        self.0.memfd.reopen_read_only()
+    }
+
+    /// How many bytes of memory the arena holds now, in use or kept warm for reuse. One system call.
+    ///
+    /// # Errors
+    /// The kernel's, if it cannot tell.
+    pub fn resident(&self) -> io::Result<u64> {
+        self.0.memfd.resident()
+    }
+
+    /// Gives every page that is not in use back to the system, instead of keeping it warm. Small blocks freed by other
+    /// threads stay in those threads' caches (at most some 100 KiB each).
+    pub fn purge(&self) {
+        self.0.tcaches.flush(self.0.serial);
+        let _ = mallctl::order(&format!("arena.{}.purge", self.0.index));
+    }
+
+    /// Gives back what has not been used for some seconds. An idle arena does this only when told.
+    pub(crate) fn decay(&self) {
+        let _ = mallctl::order(&format!("arena.{}.decay", self.0.index));
+    }
+
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if self.fork != fork::generation() {
+            return;
+        }
+        // Every block holds an `Arc` of this, so all of them are free; caches first, as jemalloc demands.
+        self.tcaches.destroy();
+        if let Err(errno) = mallctl::order(&format!("arena.{}.destroy", self.index)) {
+            tracing::error!("arena {} cannot be destroyed: {errno}", self.id);
+        }
+        self.hooks.retire();
+    }
+}
+
+/// The least that jemalloc may grow an arena by when it grows in steps.
+const GROW: usize = 32 * PAGE;

@@ -1,0 +1,116 @@
+//! The owner's book of what one borrower holds. Private memory, one book per session, so lending takes no lock that
+//! another session wants, and a borrower's death is one `clear`.
+
+use super::block::Frozen;
+use super::handle::Handle;
+use crate::sys::misbehaved::PeerMisbehaved;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// What one borrower may hold at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoanQuota {
+    /// Messages on loan, at most 2^20.
+    pub loans: usize,
+    /// Bytes on loan; a message lent twice counts twice.
+    pub bytes: u64,
+}
+
+/// The borrower holds as much as it may. Room comes back with its returns.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the peer holds {loans} messages, {bytes} bytes: as much as it may")]
+pub struct QuotaExceeded {
+    /// Messages on loan.
+    pub loans: usize,
+    /// Bytes on loan.
+    pub bytes: u64,
+}
+
+/// See the module's own words.
+#[derive(Debug)]
+pub(crate) struct Loans {
+    quota: LoanQuota,
+    book: Mutex<Book>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    loans: usize,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// How often the index was used, in the ticket's upper bits.
+    round: u32,
+    loan: Option<(Handle, Arc<Frozen>)>,
+}
+
+const INDEX_BITS: u32 = 20;
+const MAX_LOANS: usize = 1 << INDEX_BITS;
+
+impl Loans {
+    pub(crate) fn new(quota: LoanQuota) -> Self {
+        let loans = quota.loans.min(MAX_LOANS);
+        Self { quota: LoanQuota { loans, ..quota }, book: Mutex::default() }
+    }
+
+    /// Lends a message once more and names it for the borrower.
+    pub(crate) fn lend(&self, message: &Arc<Frozen>) -> Result<Handle, QuotaExceeded> {
+        let bytes = message.bytes();
+        let mut book = self.book.lock();
+        let exceeded = QuotaExceeded { loans: book.loans, bytes: book.bytes };
+        let held = book.bytes.checked_add(bytes).filter(|&held| held <= self.quota.bytes).ok_or(exceeded)?;
+        if book.loans >= self.quota.loans {
+            return Err(exceeded);
+        }
+        let (Some(arena), Some((offset, len))) = (message.arena(), message.place()) else {
+            return Err(exceeded);
+        };
+        let index = book.free.pop().unwrap_or_else(|| {
+            book.entries.push(Entry { round: 0, loan: None });
+            // Fewer than 2^20 entries exist, by the quota.
+            (book.entries.len() - 1) as u32
+        });
+        let Some(entry) = book.entries.get_mut(index as usize) else {
+            return Err(exceeded);
+        };
+        entry.round = entry.round.wrapping_add(1);
+        let ticket = index | entry.round << INDEX_BITS;
+        let handle = Handle { arena: arena.id(), offset, len, ticket };
+        entry.loan = Some((handle, message.clone()));
+        book.loans += 1;
+        book.bytes = held;
+        Ok(handle)
+    }
+
+    /// Ends the loan that the borrower names. The memory is freed here if it was the last.
+    pub(crate) fn give_back(&self, handle: Handle) -> Result<(), PeerMisbehaved> {
+        let mut book = self.book.lock();
+        let index = handle.ticket & (MAX_LOANS as u32 - 1);
+        let entry = book.entries.get_mut(index as usize).ok_or(PeerMisbehaved::NotOnLoan)?;
+        let loan = entry.loan.take_if(|(lent, _)| *lent == handle).ok_or(PeerMisbehaved::NotOnLoan)?;
+        book.free.push(index);
+        book.loans -= 1;
+        book.bytes -= loan.1.bytes();
+        drop(book);
+        // Freeing may take jemalloc's time: not under the lock.
+        drop(loan);
+        Ok(())
+    }
+
+    /// Ends every loan: the borrower is gone and reads no more.
+    pub(crate) fn reclaim(&self) -> usize {
+        let book = std::mem::take(&mut *self.book.lock());
+        book.loans
+    }
+
+    /// Messages and bytes on loan now.
+    pub(crate) fn outstanding(&self) -> (usize, u64) {
+        let book = self.book.lock();
+        (book.loans, book.bytes)
+    }
+}

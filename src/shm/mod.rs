@@ -1,0 +1,16 @@
+//! L1: who owns which shared byte. The owner's side allocates, freezes, lends and frees ([`arena`], [`block`],
+//! [`loans`]); the borrower's side turns a peer's handles into checked memory ([`view`]). Knows no messages and no
+//! sockets; memory arrives as a [`Memfd`](crate::sys::memfd::Memfd).
+//!
+//! One of the four rooms that may hold `unsafe`.
+
+pub(crate) mod arena;
+pub(crate) mod block;
+pub(crate) mod handle;
+mod hooks;
+pub(crate) mod loans;
+mod mallctl;
+mod tcache;
+pub(crate) mod view;
+
+pub(crate) use tcache::forgo_in_this_thread;

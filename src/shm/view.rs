@@ -1,0 +1,135 @@
+//! The borrower's side: a peer's arena mapped read-only, and the one function that turns a peer's [`Handle`] into
+//! memory. Knows bounds, not meaning; whatever lies inside them may still change under the reader.
+
+use super::handle::{Handle, WORD};
+use crate::sys::mapping::{Access, Mapping};
+use crate::sys::memfd::{BadMemory, Memfd};
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::sync::{AtomicU64, Ordering};
+use crate::sys::words::PeerWords;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// A peer's arena could not be mapped.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ViewError {
+    /// It is not what an arena has to be.
+    #[error("the peer's memory is unusable: {0}")]
+    Bad(#[from] BadMemory),
+    /// This process cannot map it.
+    #[error("cannot map the peer's memory")]
+    Map(#[from] io::Error),
+}
+
+/// A peer's whole arena, readable.
+#[derive(Debug)]
+pub(crate) struct View {
+    map: Mapping,
+    arena: u32,
+}
+
+impl View {
+    /// Checks what a peer sent, and only then maps it.
+    pub(crate) fn map(fd: OwnedFd, arena: u32, announced: u64, limit: u64) -> Result<Arc<Self>, ViewError> {
+        let memfd = Memfd::check(fd, announced, limit)?;
+        // The descriptor is not needed beyond this: the mapping keeps the memory.
+        let map = Mapping::new(&memfd, memfd.len(), Access::ReadOnly)?;
+        Ok(Arc::new(Self { map, arena }))
+    }
+
+    /// The only way from a handle to memory.
+    pub(crate) fn borrow(self: &Arc<Self>, handle: Handle, home: Arc<dyn Home>) -> Result<Borrowed, PeerMisbehaved> {
+        if handle.arena != self.arena {
+            return Err(PeerMisbehaved::UnknownArena { found: handle.arena, expected: self.arena });
+        }
+        let place = self.check(handle.offset, handle.len)?;
+        Ok(Borrowed { view: self.clone(), place, handle, home })
+    }
+
+    /// A run of words that the peer goes on writing.
+    pub(crate) fn words(self: &Arc<Self>, offset: u64, len: u64) -> Result<PeerWords, PeerMisbehaved> {
+        let place = self.check(offset, len)?;
+        // SAFETY: `check` vouches for the range, the view keeps it mapped, and this process reaches a peer's live
+        // words through `PeerWords` only.
+        Ok(unsafe { PeerWords::new(self.start(place).cast(), place.len, self.clone()) })
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<Place, PeerMisbehaved> {
+        let arena_words = (self.map.len() / WORD) as u64;
+        match offset.checked_add(len) {
+            Some(end) if len > 0 && end <= arena_words => Ok(Place { offset: offset as usize, len: len as usize }),
+            _ => Err(PeerMisbehaved::HandleOutOfRange { offset, len, arena_words }),
+        }
+    }
+
+    fn start(&self, place: Place) -> NonNull<u8> {
+        // SAFETY: a `Place` is made by `check` alone, so it lies inside the mapping.
+        unsafe { self.map.base().add(place.offset * WORD) }
+    }
+}
+
+/// Where a borrowed handle goes when it is no longer read.
+pub(crate) trait Home: Send + Sync {
+    /// Called once, from any thread, without blocking.
+    fn owe(&self, handle: Handle);
+}
+
+/// Words inside the view they were checked against.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    offset: usize,
+    len: usize,
+}
+
+impl Place {
+    pub(crate) fn words(self) -> usize {
+        self.len
+    }
+}
+
+/// Memory on loan from a peer: checked to exist, not to stay as it is. Goes home on drop.
+pub(crate) struct Borrowed {
+    view: Arc<View>,
+    place: Place,
+    handle: Handle,
+    home: Arc<dyn Home>,
+}
+
+impl Borrowed {
+    /// What the handle itself names.
+    pub(crate) fn whole(&self) -> Place {
+        self.place
+    }
+
+    /// Another part of the same arena that the peer names, as a segment table does.
+    pub(crate) fn part(&self, offset: u64, len: u64) -> Result<Place, PeerMisbehaved> {
+        self.view.check(offset, len)
+    }
+
+    /// Copies a place word by word into private memory, each word read exactly once.
+    pub(crate) fn copy_out(&self, place: Place, into: &mut Vec<u64>) {
+        let start = self.view.start(place).cast::<AtomicU64>();
+        // SAFETY: the place lies in the view, which stays mapped; atomics allow for a peer that writes meanwhile.
+        let words = unsafe { std::slice::from_raw_parts(start.as_ptr(), place.len) };
+        into.extend(words.iter().map(|word| word.load(Ordering::Relaxed)));
+    }
+
+    /// The bytes of a place, where they lie.
+    ///
+    /// # Safety
+    /// The peer must not write them while the slice lives: see [`Trust::in_place`](crate::Trust::in_place).
+    pub(crate) unsafe fn bytes(&self, place: Place) -> &[u8] {
+        // SAFETY: the place lies in the view, which stays mapped while `self` lives; the caller vouches for the peer.
+        unsafe { std::slice::from_raw_parts(self.view.start(place).as_ptr(), place.len * WORD) }
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        self.home.owe(self.handle);
+    }
+}

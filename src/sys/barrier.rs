@@ -1,0 +1,71 @@
+//! The store-load fence between publishing work and looking for a sleeper, and who pays for it.
+//!
+//! Publisher: store work, fence, load "does it sleep?". Sleeper: store "I sleep", fence, load work. With both fences
+//! one of the two sees the other. `membarrier` lets the sleeper run the publisher's fence for it: the publisher then
+//! needs only that the compiler keeps the order. That holds between processes which have both registered, which each
+//! tells the other at log-in; otherwise both pay.
+
+use super::sync::{Ordering, fence};
+
+/// Who pays for the fence, agreed at log-in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fence {
+    /// Both sides run a full fence.
+    Both,
+    /// The sleeper runs it on every CPU; the publisher keeps compiler order only.
+    Sleeper,
+}
+
+impl Fence {
+    /// The publisher's half: after publishing, before looking for a sleeper.
+    #[inline]
+    pub(crate) fn publisher(self) {
+        if cfg!(strait_plant = "no-fence") {
+            return;
+        }
+        // The models know no `membarrier`, so there both sides pay. Partner: `sleeper`.
+        if self == Self::Both || cfg!(strait_loom) {
+            fence(Ordering::SeqCst);
+        } else {
+            std::sync::atomic::compiler_fence(Ordering::SeqCst);
+        }
+    }
+
+    /// The sleeper's half: after publishing that it sleeps, before it looks once more.
+    pub(crate) fn sleeper(self) {
+        // Partner: `publisher`.
+        fence(Ordering::SeqCst);
+        #[cfg(not(strait_loom))]
+        if self == Self::Sleeper {
+            real::run_everywhere();
+        }
+    }
+}
+
+#[cfg(not(strait_loom))]
+pub(crate) use real::register;
+
+#[cfg(not(strait_loom))]
+mod real {
+    use nix::libc;
+    use std::sync::OnceLock;
+
+    const GLOBAL_EXPEDITED: i32 = 1 << 1;
+    const REGISTER_GLOBAL_EXPEDITED: i32 = 1 << 2;
+
+    fn membarrier(command: i32) -> bool {
+        // SAFETY: membarrier takes no pointers.
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) >= 0 }
+    }
+
+    /// Registers this process as one on whose CPUs others may run the fence. False where the kernel cannot.
+    pub(crate) fn register() -> bool {
+        static REGISTERED: OnceLock<bool> = OnceLock::new();
+        *REGISTERED.get_or_init(|| membarrier(REGISTER_GLOBAL_EXPEDITED))
+    }
+
+    /// A full fence on every CPU that runs a registered process.
+    pub(super) fn run_everywhere() {
+        membarrier(GLOBAL_EXPEDITED);
+    }
+}

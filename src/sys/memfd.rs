@@ -1,0 +1,161 @@
+//! Anonymous shared memory that dies with its last holder, sealed so that it can never shrink under a reader.
+
+use super::fork::NoForkFd;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::unistd::ftruncate;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use thiserror::Error;
+
+/// What a memfd handed over by a peer must be; each variant is a way it was not.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BadMemory {
+    /// It is not a memfd of ordinary pages.
+    #[error("not a memfd of ordinary pages")]
+    Kind,
+    /// It could still be truncated, grown or resealed.
+    #[error("not sealed against shrinking, growing and resealing")]
+    Seals,
+    /// It is not as large as announced.
+    #[error("{found} bytes where {announced} were announced")]
+    Size {
+        /// How many it has.
+        found: u64,
+        /// How many were announced.
+        announced: u64,
+    },
+    /// It is larger than this side accepts, or has no size at all.
+    #[error("{announced} bytes announced, at most {limit} accepted")]
+    TooLarge {
+        /// How many were announced.
+        announced: u64,
+        /// How many this side accepts.
+        limit: u64,
+    },
+    /// The kernel would not tell.
+    #[error("cannot be examined: {0}")]
+    Unreadable(Errno),
+}
+
+/// Whether the owner may write through new mappings and give pages back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writable {
+    /// The owner maps and punches at will.
+    ByOwner,
+    /// Nobody maps it writable any more: for peers of another user. Pages cannot be given back either.
+    NoMore,
+}
+
+/// A memfd of fixed size.
+#[derive(Debug)]
+pub(crate) struct Memfd {
+    fd: NoForkFd,
+    len: usize,
+}
+
+impl Memfd {
+    /// Creates a sparse one, sealed against every change of size. `len` is clamped to the process's file size limit,
+    /// beyond which the kernel kills.
+    pub(crate) fn create(name: &CStr, len: usize) -> io::Result<Self> {
+        let (soft, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+        let len = len.min(usize::try_from(soft).unwrap_or(usize::MAX)) & !(PAGE - 1);
+        // MFD_NOEXEC_SEAL, which nix does not name yet; kernels before 6.3 refuse it.
+        let no_exec = MFdFlags::from_bits_retain(8);
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = match memfd_create(name, flags | no_exec) {
+            Err(Errno::EINVAL) => memfd_create(name, flags)?,
+            other => other?,
+        };
+        ftruncate(&fd, i64::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?)?;
+        // The inode's own mode decides who may re-open it through /proc/self/fd for writing.
+        fchmod(&fd, Mode::S_IRUSR)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(Self { fd: NoForkFd::new(fd), len })
+    }
+
+    /// Closes the set of seals. With [`Writable::NoMore`] existing writable mappings stay, new ones are refused.
+    pub(crate) fn seal(&self, writable: Writable) -> io::Result<()> {
+        let mut seals = SealFlag::F_SEAL_SEAL;
+        if writable == Writable::NoMore {
+            seals |= SealFlag::F_SEAL_FUTURE_WRITE;
+        }
+        fcntl(self, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(())
+    }
+
+    /// Takes what a peer sent, if it is what it has to be: this is the check that makes SIGBUS impossible.
+    pub(crate) fn check(fd: OwnedFd, announced: u64, limit: u64) -> Result<Self, BadMemory> {
+        if announced == 0 || announced > limit {
+            return Err(BadMemory::TooLarge { announced, limit });
+        }
+        let len = usize::try_from(announced).map_err(|_| BadMemory::TooLarge { announced, limit })?;
+        let kind = fstatfs(&fd).map_err(BadMemory::Unreadable)?.filesystem_type();
+        if kind != TMPFS_MAGIC {
+            return Err(BadMemory::Kind);
+        }
+        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| BadMemory::Kind)?;
+        let fixed = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        if !SealFlag::from_bits_retain(seals).contains(fixed) {
+            return Err(BadMemory::Seals);
+        }
+        let found = fstat(&fd).map_err(BadMemory::Unreadable)?.st_size;
+        if u64::try_from(found) != Ok(announced) {
+            return Err(BadMemory::Size { found: found.unsigned_abs(), announced });
+        }
+        Ok(Self { fd: NoForkFd::new(fd), len })
+    }
+
+    /// A descriptor of the same memory that can only be mapped for reading.
+    pub(crate) fn reopen_read_only(&self) -> io::Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.as_fd().as_raw_fd());
+        Ok(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+
+    /// Makes the pages of a range exist, so that touching them cannot fail.
+    pub(crate) fn commit(&self, offset: usize, len: usize) -> nix::Result<()> {
+        self.allocate(FallocateFlags::empty(), offset, len)
+    }
+
+    /// Gives the pages of a range back; they read as zero.
+    pub(crate) fn punch(&self, offset: usize, len: usize) -> nix::Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        self.allocate(flags, offset, len)
+    }
+
+    fn allocate(&self, flags: FallocateFlags, offset: usize, len: usize) -> nix::Result<()> {
+        let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        let len = i64::try_from(len).map_err(|_| Errno::EINVAL)?;
+        loop {
+            match fallocate(self, flags, offset, len) {
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// How many bytes of it exist as pages.
+    pub(crate) fn resident(&self) -> io::Result<u64> {
+        Ok(fstat(self)?.st_blocks.unsigned_abs() * 512)
+    }
+}
+
+impl AsFd for Memfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The unit of mapping. Sizes are cut to whole pages of the largest kind in common use.
+pub(crate) const PAGE: usize = 64 * 1024;

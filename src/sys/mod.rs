@@ -1,0 +1,22 @@
+//! L0: the operating system, spoken to once. Everything here wraps one kernel facility and knows nothing of what it
+//! is used for: no rings, no messages, no sessions.
+//!
+//! One of the four rooms that may hold `unsafe` (with `shm` and `message`; see `docs/unsafe.md`).
+
+pub(crate) mod barrier;
+#[cfg(not(strait_loom))]
+pub(crate) mod cpu;
+#[cfg(not(strait_loom))]
+pub(crate) mod fork;
+pub(crate) mod futex;
+#[cfg(not(strait_loom))]
+pub(crate) mod lockfile;
+#[cfg(not(strait_loom))]
+pub(crate) mod mapping;
+#[cfg(not(strait_loom))]
+pub(crate) mod memfd;
+pub(crate) mod misbehaved;
+#[cfg(not(strait_loom))]
+pub(crate) mod seqpacket;
+pub(crate) mod sync;
+pub(crate) mod words;

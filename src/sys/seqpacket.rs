@@ -1,0 +1,223 @@
+//! A Unix socket that keeps message boundaries: frames, descriptors, and the kernel's word for who is at the other end.
+//! Never blocks once connected; whoever has to wait polls.
+
+use super::fork::NoForkFd;
+use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect,
+    getsockopt, listen, sendmsg, setsockopt, shutdown, socket, sockopt,
+};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
+use nix::sys::time::TimeVal;
+use nix::unistd::{Gid, Uid};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Who the kernel says is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Process id when it connected or listened; may be reused after its death.
+    pub pid: i32,
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+}
+
+impl Credentials {
+    /// Those of this process.
+    pub(crate) fn own() -> Self {
+        Self { pid: nix::unistd::getpid().as_raw(), uid: Uid::effective().as_raw(), gid: Gid::effective().as_raw() }
+    }
+}
+
+/// A frame as it arrived.
+pub(crate) struct Packet {
+    /// How many bytes it had; more than the buffer means it was cut.
+    pub(crate) len: usize,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Descriptors or bytes were lost on the way in.
+    pub(crate) truncated: bool,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub(crate) struct Listener(NoForkFd);
+
+impl Listener {
+    /// `others`: users other than this process's may connect too.
+    pub(crate) fn bind(path: &Path, others: bool) -> nix::Result<Self> {
+        let fd = new_socket(SockFlag::SOCK_NONBLOCK)?;
+        bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        // Whatever the umask made of it; nobody can connect before `listen`.
+        let mode = Mode::from_bits_truncate(if others { 0o666 } else { 0o600 });
+        fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink)?;
+        listen(&fd, Backlog::new(128)?)?;
+        Ok(Self(NoForkFd::new(fd)))
+    }
+
+    /// The next connection, `None` while there is none.
+    pub(crate) fn accept(&self) -> nix::Result<Option<SeqPacket>> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        match accept4(self.as_fd().as_raw_fd(), flags) {
+            // SAFETY: accept4 made the descriptor for us just now.
+            Ok(raw) => Ok(Some(SeqPacket(NoForkFd::new(unsafe { OwnedFd::from_raw_fd(raw) })))),
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(crate) struct SeqPacket(NoForkFd);
+
+impl SeqPacket {
+    /// Connects, waiting while the listener's queue is full, at most `patience`.
+    pub(crate) fn connect(path: &Path, patience: Duration) -> nix::Result<Self> {
+        let fd = new_socket(SockFlag::empty())?;
+        let micros = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX).max(1);
+        setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(micros / 1_000_000, micros % 1_000_000))?;
+        let address = UnixAddr::new(path)?;
+        while let Err(errno) = connect(fd.as_raw_fd(), &address) {
+            if errno != Errno::EINTR {
+                return Err(errno);
+            }
+        }
+        // From here on nothing blocks.
+        let flags = nix::fcntl::OFlag::O_NONBLOCK;
+        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags))?;
+        Ok(Self(NoForkFd::new(fd)))
+    }
+
+    pub(crate) fn peer(&self) -> nix::Result<Credentials> {
+        let found = getsockopt(self, sockopt::PeerCredentials)?;
+        Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
+    }
+
+    /// Sends one whole frame, or EAGAIN.
+    pub(crate) fn send(&self, frame: &[u8], fds: &[BorrowedFd<'_>]) -> nix::Result<()> {
+        let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match sendmsg::<()>(self.as_fd().as_raw_fd(), &[IoSlice::new(frame)], control, flags, None) {
+                Err(Errno::EINTR) => {}
+                other => return other.map(drop),
+            }
+        }
+    }
+
+    /// Receives one frame; `None` while there is none, length 0 at the end.
+    pub(crate) fn recv(&self, buffer: &mut [u8]) -> nix::Result<Option<Packet>> {
+        let room = buffer.len();
+        let mut control = ControlBuffer([0; CONTROL_BYTES]);
+        let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: room };
+        // SAFETY: all-zero is a valid `msghdr`: null pointers and zero lengths.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = &raw mut part;
+        header.msg_iovlen = 1;
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = CONTROL_BYTES;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC;
+        let len = loop {
+            // SAFETY: `header` names `buffer` and `control`, both live and writable for the lengths given.
+            match Errno::result(unsafe { libc::recvmsg(self.as_fd().as_raw_fd(), &raw mut header, flags) }) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                // A peer that died with frames of ours unread: the same news as the end.
+                Err(Errno::ECONNRESET) => return Ok(Some(Packet { len: 0, fds: Vec::new(), truncated: false })),
+                other => break usize::try_from(other?).unwrap_or(0),
+            }
+        };
+        let fds = take_descriptors(&header);
+        let lost = header.msg_flags & libc::MSG_CTRUNC != 0;
+        Ok(Some(Packet { len, fds, truncated: lost || len > room }))
+    }
+
+    /// Ends this side's direction: the peer sees end-of-file once it has read what was sent.
+    pub(crate) fn stop_sending(&self) {
+        let _ = shutdown(self.as_fd().as_raw_fd(), Shutdown::Write);
+    }
+
+    /// Ends both directions: the peer sees end-of-file once it has read what was sent.
+    pub(crate) fn shut_down(&self) {
+        let _ = shutdown(self.as_fd().as_raw_fd(), Shutdown::Both);
+    }
+}
+
+impl AsFd for SeqPacket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Waits until one of `fds` is readable or the deadline passes; tells which are.
+pub(crate) fn poll_readable(fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> io::Result<Vec<bool>> {
+    let mut polled: Vec<_> = fds.iter().map(|&fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    loop {
+        let timeout = deadline.map_or(PollTimeout::NONE, |at| {
+            let left = at.saturating_duration_since(Instant::now());
+            // Rounded up: rounding down would spin through the last millisecond.
+            let millis = left.as_micros().div_ceil(1000);
+            PollTimeout::from(u16::try_from(millis).unwrap_or(u16::MAX))
+        });
+        match poll(&mut polled, timeout) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(0) if deadline.is_none_or(|at| Instant::now() < at) => {}
+            Ok(_) => return Ok(polled.iter().map(|fd| fd.any().unwrap_or(false)).collect()),
+        }
+    }
+}
+
+/// Takes every descriptor the kernel installed, also when it ran out of room half-way: nix gives those up for lost,
+/// and they would stay open for ever.
+fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the kernel filled in `header`, whose control buffer is live; the CMSG macros walk it within the length
+    // the kernel left there.
+    let mut entry = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !entry.is_null() {
+        // SAFETY: a non-null entry from the macros lies whole in the control buffer.
+        let found = unsafe { &*entry };
+        if found.cmsg_level == libc::SOL_SOCKET && found.cmsg_type == libc::SCM_RIGHTS {
+            // SAFETY: CMSG_LEN(0) is the size of the entry's head.
+            let head = unsafe { libc::CMSG_LEN(0) } as usize;
+            let count = (found.cmsg_len as usize).saturating_sub(head) / size_of::<RawFd>();
+            for index in 0..count {
+                // SAFETY: the entry's data holds `count` descriptor numbers, perhaps unaligned; each was installed for
+                // this call and is owned exactly once from here.
+                fds.push(unsafe {
+                    let raw = libc::CMSG_DATA(entry).cast::<RawFd>().add(index).read_unaligned();
+                    OwnedFd::from_raw_fd(raw)
+                });
+            }
+        }
+        // SAFETY: as for CMSG_FIRSTHDR.
+        entry = unsafe { libc::CMSG_NXTHDR(header, entry) };
+    }
+    fds
+}
+
+/// Room for as many descriptors as the kernel passes at once, so that none is lost for want of room.
+const CONTROL_BYTES: usize = 16 + 256 * size_of::<RawFd>();
+
+#[repr(align(8))]
+struct ControlBuffer([u8; CONTROL_BYTES]);
+
+fn new_socket(flags: SockFlag) -> nix::Result<OwnedFd> {
+    socket(AddressFamily::Unix, SockType::SeqPacket, flags | SockFlag::SOCK_CLOEXEC, None)
+}

@@ -1,0 +1,178 @@
+//! Runs of 64-bit words that one process writes and others read: the only way anything above this floor touches
+//! memory that another process can see change. Knows no layout.
+//!
+//! On a read-only mapping Rust vouches for relaxed loads only, so an acquiring load is spelt as a relaxed load followed
+//! by an acquire fence.
+
+#[cfg(not(strait_loom))]
+mod real {
+    use crate::sys::futex::Spot;
+    use crate::sys::sync::{AtomicU64, Ordering, PUBLISH, fence};
+    use std::any::Any;
+    use std::ptr::NonNull;
+    use std::sync::Arc;
+
+    /// What keeps the words mapped.
+    pub(crate) type Keep = Arc<dyn Any + Send + Sync>;
+
+    struct Run {
+        base: NonNull<AtomicU64>,
+        len: usize,
+        _keep: Keep,
+    }
+
+    // SAFETY: `Run` only gives out `&AtomicU64`, which is `Sync`, and the memory stays mapped while `_keep` lives, in
+    // whichever thread that is.
+    unsafe impl Send for Run {}
+    // SAFETY: as for `Send`: all access is atomic.
+    unsafe impl Sync for Run {}
+
+    impl Run {
+        #[inline]
+        fn words(&self) -> &[AtomicU64] {
+            // SAFETY: the constructors' contract: `len` aligned words from `base` stay mapped while `_keep` lives, and
+            // nothing but atomics touches them.
+            unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }
+        }
+    }
+
+    /// Words this process alone writes.
+    pub(crate) struct OwnWords(Run);
+
+    impl OwnWords {
+        /// # Safety
+        /// From `base`, `len` 8-aligned words must stay mapped writable while `keep` lives and be reached, in this
+        /// process, only atomically.
+        pub(crate) unsafe fn new(base: NonNull<u64>, len: usize, keep: Keep) -> Self {
+            Self(Run { base: base.cast(), len, _keep: keep })
+        }
+
+        pub(crate) fn len(&self) -> usize {
+            self.0.len
+        }
+
+        /// Stores without publishing: readers may look only after a later [`publish`](Self::publish).
+        #[inline]
+        pub(crate) fn store(&self, index: usize, value: u64) {
+            self.0.words()[index].store(value, Ordering::Relaxed);
+        }
+
+        /// Stores so that whoever acquires this value also sees every store made before it.
+        #[inline]
+        pub(crate) fn publish(&self, index: usize, value: u64) {
+            // Partner: `PeerWords::acquire`.
+            self.0.words()[index].store(value, PUBLISH);
+        }
+
+        /// Where readers of this word sleep.
+        #[inline]
+        pub(crate) fn spot(&self, index: usize) -> Spot<'_> {
+            Spot::shared(&self.0.words()[index])
+        }
+    }
+
+    /// Words another process writes. Every value is hearsay: read once, check, keep the copy.
+    pub(crate) struct PeerWords(Run);
+
+    impl PeerWords {
+        /// # Safety
+        /// From `base`, `len` 8-aligned words must stay mapped readable while `keep` lives, and this process must
+        /// reach them only atomically.
+        pub(crate) unsafe fn new(base: NonNull<u64>, len: usize, keep: Keep) -> Self {
+            Self(Run { base: base.cast(), len, _keep: keep })
+        }
+
+        pub(crate) fn len(&self) -> usize {
+            self.0.len
+        }
+
+        /// Loads without ordering: for words that publish nothing, or that an earlier acquire already covers.
+        #[inline]
+        pub(crate) fn peek(&self, index: usize) -> u64 {
+            self.0.words()[index].load(Ordering::Relaxed)
+        }
+
+        /// Loads so that what the writer stored before publishing this value is visible.
+        #[inline]
+        pub(crate) fn acquire(&self, index: usize) -> u64 {
+            let value = self.0.words()[index].load(Ordering::Relaxed);
+            // Partner: `OwnWords::publish` in the other process.
+            fence(Ordering::Acquire);
+            value
+        }
+
+        /// Where to sleep until the word changes.
+        #[inline]
+        pub(crate) fn spot(&self, index: usize) -> Spot<'_> {
+            Spot::shared(&self.0.words()[index])
+        }
+    }
+}
+
+#[cfg(strait_loom)]
+mod model {
+    use crate::sys::futex::{Gate, Spot};
+    use crate::sys::sync::{AtomicU64, Ordering, PUBLISH, fence};
+    use std::sync::Arc;
+
+    struct Run {
+        words: Arc<Vec<AtomicU64>>,
+        gate: Gate,
+    }
+
+    pub(crate) struct OwnWords(Run);
+    pub(crate) struct PeerWords(Run);
+
+    /// The same words seen from both processes.
+    pub(crate) fn shared(len: usize, gate: &Gate) -> (OwnWords, PeerWords) {
+        let words = Arc::new((0..len).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
+        (OwnWords(Run { words: words.clone(), gate: gate.clone() }), PeerWords(Run { words, gate: gate.clone() }))
+    }
+
+    impl OwnWords {
+        pub(crate) fn len(&self) -> usize {
+            self.0.words.len()
+        }
+        pub(crate) fn store(&self, index: usize, value: u64) {
+            self.0.words[index].store(value, Ordering::Relaxed);
+        }
+        pub(crate) fn publish(&self, index: usize, value: u64) {
+            self.0.words[index].store(value, PUBLISH);
+        }
+        pub(crate) fn spot(&self, index: usize) -> Spot<'_> {
+            Spot::shared(&self.0.words[index], &self.0.gate)
+        }
+    }
+
+    impl PeerWords {
+        pub(crate) fn len(&self) -> usize {
+            self.0.words.len()
+        }
+        pub(crate) fn peek(&self, index: usize) -> u64 {
+            self.0.words[index].load(Ordering::Relaxed)
+        }
+        pub(crate) fn acquire(&self, index: usize) -> u64 {
+            let value = self.0.words[index].load(Ordering::Relaxed);
+            fence(Ordering::Acquire);
+            value
+        }
+        pub(crate) fn spot(&self, index: usize) -> Spot<'_> {
+            Spot::shared(&self.0.words[index], &self.0.gate)
+        }
+    }
+}
+
+/// The same words seen from both processes, in one.
+#[cfg(all(test, not(strait_loom)))]
+pub(crate) fn shared(len: usize) -> (OwnWords, PeerWords) {
+    let words: Box<[std::sync::atomic::AtomicU64]> = (0..len).map(|_| 0.into()).collect();
+    let keep = std::sync::Arc::new(words);
+    let base = std::ptr::NonNull::from(&keep[0]).cast::<u64>();
+    // SAFETY: the box holds `len` words for as long as `keep`, and atomics may be reached from anywhere.
+    unsafe { (OwnWords::new(base, len, keep.clone()), PeerWords::new(base, len, keep)) }
+}
+
+#[cfg(strait_loom)]
+pub(crate) use model::{OwnWords, PeerWords, shared};
+#[cfg(not(strait_loom))]
+pub(crate) use real::{OwnWords, PeerWords};

@@ -1,0 +1,117 @@
+//! What the seven payload words of a slot mean. Pure: words in, a checked value out.
+//!
+//! | word | message | returns |
+//! |---|---|---|
+//! | 0 | kind 1, segments in bits 16..32 | kind 2 |
+//! | 1 | message id | handle |
+//! | 2 | id replied to, or 0 | handle |
+//! | 3, 4 | handle | handle, two words each |
+//! | 5, 6 | a returned handle, or 0 | handle or 0 |
+
+use crate::ring::Payload;
+use crate::shm::handle::Handle;
+use crate::sys::misbehaved::PeerMisbehaved;
+
+/// A slot's meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Descriptor {
+    Message(Envelope),
+    /// Nothing but handles that go home.
+    Returns([Option<Handle>; RETURNS]),
+}
+
+/// A message on its way, unopened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Envelope {
+    /// Counts the messages of a direction, from 1.
+    pub(crate) id: u64,
+    /// The other direction's message that this one answers.
+    pub(crate) in_reply_to: Option<u64>,
+    pub(crate) handle: Handle,
+    pub(crate) segments: u16,
+    /// A handle of the receiver's that goes home with it.
+    pub(crate) returned: Option<Handle>,
+}
+
+/// Handles that fit a slot of nothing else.
+pub(crate) const RETURNS: usize = 3;
+
+const MESSAGE: u64 = 1;
+const RETURNED: u64 = 2;
+
+impl Descriptor {
+    pub(crate) fn to_words(self) -> Payload {
+        let words = |handle: Option<Handle>| handle.map_or([0, 0], Handle::to_words);
+        match self {
+            Self::Message(envelope) => {
+                let [handle_low, handle_high] = envelope.handle.to_words();
+                let [returned_low, returned_high] = words(envelope.returned);
+                [
+                    MESSAGE | u64::from(envelope.segments) << 16,
+                    envelope.id,
+                    envelope.in_reply_to.unwrap_or(0),
+                    handle_low,
+                    handle_high,
+                    returned_low,
+                    returned_high,
+                ]
+            }
+            Self::Returns([first, second, third]) => {
+                let ([a, b], [c, d], [e, f]) = (words(first), words(second), words(third));
+                [RETURNED, a, b, c, d, e, f]
+            }
+        }
+    }
+
+    /// Reads a peer's words. Bits without a meaning here are left to later versions.
+    pub(crate) fn from_words(payload: Payload) -> Result<Self, PeerMisbehaved> {
+        let [head, a, b, c, d, e, f] = payload;
+        match head & 0xFF {
+            MESSAGE => {
+                let nowhere = PeerMisbehaved::HandleOutOfRange { offset: c, len: 0, arena_words: 0 };
+                Ok(Self::Message(Envelope {
+                    id: a,
+                    in_reply_to: (b != 0).then_some(b),
+                    handle: Handle::from_words([c, d]).ok_or(nowhere)?,
+                    segments: (head >> 16) as u16,
+                    returned: Handle::from_words([e, f]),
+                }))
+            }
+            RETURNED => Ok(Self::Returns([[a, b], [c, d], [e, f]].map(Handle::from_words))),
+            kind => Err(PeerMisbehaved::UnknownSlotKind(kind as u8)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handle(offset: u64) -> Handle {
+        Handle { arena: 3, offset, len: 9, ticket: 77 }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let envelope =
+            Envelope { id: 5, in_reply_to: Some(4), handle: handle(1), segments: 512, returned: Some(handle(2)) };
+        let plain = Envelope { in_reply_to: None, returned: None, ..envelope };
+        for descriptor in [
+            Descriptor::Message(envelope),
+            Descriptor::Message(plain),
+            Descriptor::Returns([Some(handle(1)), None, None]),
+            Descriptor::Returns([1, 2, 3].map(|n| Some(handle(n)))),
+        ] {
+            assert_eq!(Descriptor::from_words(descriptor.to_words()), Ok(descriptor));
+        }
+    }
+
+    #[test]
+    fn unknown_kinds_and_empty_handles_are_misbehaviour() {
+        for kind in (0..=255).filter(|kind| ![MESSAGE, RETURNED].contains(kind)) {
+            let found = Descriptor::from_words([kind, 1, 0, 1, 1, 0, 0]);
+            assert_eq!(found, Err(PeerMisbehaved::UnknownSlotKind(kind as u8)));
+        }
+        assert!(Descriptor::from_words([MESSAGE, 1, 0, 0, 0, 0, 0]).is_err());
+    }
+}

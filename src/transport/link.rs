@@ -1,0 +1,421 @@
+//! What the two processes of a session share apart from its channels: the socket, the two arenas, the loans, how it
+//! ended. [`Link`] is what users of the session hold; [`Core`] is what the watcher serves, and may outlive them.
+
+use super::control::{AreaAt, Control, FRAME, RETURNS_PER_FRAME};
+use super::ended::{Ended, Farewell};
+use super::port::Port;
+use super::watch;
+use crate::ring;
+use crate::shm::arena::{AllocError, Arena};
+use crate::shm::handle::{Handle, WORD};
+use crate::shm::loans::{LoanQuota, Loans};
+use crate::shm::view::View;
+use crate::sys::barrier::Fence;
+use crate::sys::fork;
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::seqpacket::{Credentials, SeqPacket};
+use crate::sys::words::{OwnWords, PeerWords};
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+/// What log-in leaves behind: all that a link is made of.
+pub(crate) struct LinkParts {
+    pub(crate) socket: SeqPacket,
+    pub(crate) peer_name: String,
+    pub(crate) peer: Credentials,
+    pub(crate) arena: Arena,
+    pub(crate) view: Arc<View>,
+    pub(crate) quota: LoanQuota,
+    pub(crate) fence: Fence,
+}
+
+/// What the floor above does with frames about channels.
+pub(crate) trait Clerk: Send + Sync {
+    /// A frame that is not the link's own business.
+    fn on_control(&self, core: &Core, control: Control) -> Result<(), PeerMisbehaved>;
+
+    /// The session ended: nothing more will come.
+    fn on_end(&self);
+}
+
+/// See the module's own words.
+pub(crate) struct Core {
+    parts: LinkParts,
+    clerk: Box<dyn Clerk>,
+    /// What the watcher knows it by.
+    token: u64,
+    fork: u32,
+    ended: OnceLock<Ended>,
+    said_goodbye: AtomicBool,
+    parting: AtomicBool,
+    channels: Mutex<HashMap<u32, Entry>>,
+    loans: Loans,
+    outgoing: Mutex<VecDeque<[u8; FRAME]>>,
+    /// Owed for channels that are gone.
+    orphans: Mutex<Vec<Handle>>,
+    armed: AtomicBool,
+}
+
+/// A channel as the link knows it. Its memory stays until neither side looks at it.
+struct Entry {
+    _area: Arc<OwnWords>,
+    port: Weak<Port>,
+    closed_here: bool,
+    closed_there: bool,
+}
+
+impl Entry {
+    fn new(area: Arc<OwnWords>) -> Self {
+        Self { _area: area, port: Weak::new(), closed_here: false, closed_there: false }
+    }
+}
+
+/// Frames that wait for a peer who does not read.
+const OUTGOING_MAX: usize = 1024;
+
+impl Core {
+    /// Receives what has come and acts on it. False at the end of the socket.
+    pub(super) fn on_readable(&self) -> bool {
+        // One more byte than a frame, so that a longer one shows.
+        let mut frame = [0; FRAME + 1];
+        loop {
+            let packet = match self.parts.socket.recv(&mut frame) {
+                Ok(None) => return true,
+                Ok(Some(packet)) => packet,
+                Err(errno) => {
+                    tracing::warn!(peer = self.parts.peer_name, "session socket failed: {errno}");
+                    self.end(Ended::PeerDied);
+                    self.loans.reclaim();
+                    return false;
+                }
+            };
+            if packet.len == 0 {
+                // Orderly or not: whoever is gone reads no more.
+                self.end(Ended::PeerDied);
+                let lost = self.loans.reclaim();
+                tracing::debug!(peer = self.parts.peer_name, lost, "session socket at its end");
+                return false;
+            }
+            if let Err(broken) = self.on_packet(&frame, packet.len, packet.truncated, packet.fds.len()) {
+                self.misbehaved(broken);
+            }
+        }
+    }
+
+    fn on_packet(&self, buffer: &[u8], len: usize, truncated: bool, fds: usize) -> Result<(), PeerMisbehaved> {
+        if fds > 0 || (truncated && len == FRAME) {
+            return Err(PeerMisbehaved::UnexpectedDescriptor);
+        }
+        let whole = buffer.get(..len).and_then(|frame| frame.try_into().ok());
+        match Control::from_bytes(whole.ok_or(PeerMisbehaved::Frame("wrong length"))?)? {
+            Control::Returns(handles) => handles.into_iter().try_for_each(|handle| self.loans.give_back(handle)),
+            Control::ChannelClosed { number } => self.closed_there(number),
+            Control::Goodbye(farewell) => {
+                self.end(match farewell {
+                    Farewell::Closed => Ended::PeerClosed,
+                    Farewell::PeerMisbehaved => Ended::Accused,
+                });
+                Ok(())
+            }
+            other => self.clerk.on_control(self, other),
+        }
+    }
+
+    /// The first cause stands. Wakes everyone who waits for anything of this session.
+    pub(crate) fn end(&self, cause: Ended) {
+        if self.ended.set(cause).is_err() {
+            return;
+        }
+        tracing::info!(peer = self.parts.peer_name, pid = self.parts.peer.pid, "session ended: {cause}");
+        let over = matches!(cause, Ended::PeerMisbehaved(_) | Ended::Closed);
+        // Collected first: a port dropped here comes back for the lock.
+        let ports: Vec<_> = self.channels.lock().values().filter_map(|entry| entry.port.upgrade()).collect();
+        ports.iter().for_each(|port| port.end(over));
+        self.clerk.on_end();
+    }
+
+    /// Cuts the peer off for breaking a rule, and tells it so.
+    pub(crate) fn misbehaved(&self, broken: PeerMisbehaved) {
+        if self.ended().is_none() {
+            tracing::warn!(peer = self.parts.peer_name, pid = self.parts.peer.pid, "cut off: {broken}");
+        }
+        self.end(Ended::PeerMisbehaved(broken));
+        self.say_goodbye(Farewell::PeerMisbehaved);
+        self.parts.socket.shut_down();
+    }
+
+    /// Ends the session from this side. What was sent may still be received by the peer.
+    pub(crate) fn close(&self) {
+        self.end(Ended::Closed);
+        self.say_goodbye(Farewell::Closed);
+    }
+
+    fn say_goodbye(&self, farewell: Farewell) {
+        if !self.said_goodbye.swap(true, Ordering::Relaxed) {
+            self.send(&Control::Goodbye(farewell));
+        }
+    }
+
+    /// Sends a frame, or keeps it until the socket takes it.
+    pub(crate) fn send(&self, control: &Control) {
+        let mut outgoing = self.outgoing.lock();
+        outgoing.push_back(control.to_bytes());
+        let waiting = outgoing.len();
+        let flushed = self.flush(&mut outgoing);
+        drop(outgoing);
+        if !flushed && waiting > OUTGOING_MAX {
+            self.misbehaved(PeerMisbehaved::Stalled(waiting));
+        } else if !flushed {
+            self.arm();
+        }
+    }
+
+    /// The users of this side are gone: once all is sent, the peer sees the end of the socket.
+    pub(super) fn stop_sending(&self) {
+        self.parting.store(true, Ordering::Relaxed);
+        if !self.flush(&mut self.outgoing.lock()) {
+            self.arm();
+        }
+    }
+
+    fn flush(&self, outgoing: &mut VecDeque<[u8; FRAME]>) -> bool {
+        while let Some(frame) = outgoing.front() {
+            match self.parts.socket.send(frame, &[]) {
+                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return false,
+                // The peer is gone, which the watcher learns from the socket itself.
+                Err(_) => outgoing.clear(),
+                Ok(()) => drop(outgoing.pop_front()),
+            }
+        }
+        // Set before a flush that the same lock guards.
+        if self.parting.load(Ordering::Relaxed) {
+            self.parts.socket.stop_sending();
+        }
+        true
+    }
+
+    // What the watcher does now and then.
+
+    /// Has the watcher look after this link for a while. A load if it does already.
+    #[inline]
+    pub(crate) fn arm(&self) {
+        // Partner: `disarm`. The work this is about was queued under a lock that the watcher takes after disarming.
+        if !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::AcqRel) {
+            watch::arm(self.token);
+        }
+    }
+
+    pub(super) fn disarm(&self) {
+        // Partner: `arm`.
+        self.armed.store(false, Ordering::Release);
+    }
+
+    /// Sends home what has been owed for a whole tick; tells whether there is more to do.
+    pub(super) fn tick(&self) -> bool {
+        let mut home = std::mem::take(&mut *self.orphans.lock());
+        let ports: Vec<_> = self.channels.lock().values().filter_map(|entry| entry.port.upgrade()).collect();
+        let mut busy = false;
+        for port in &ports {
+            busy |= port.take_stale(&mut home);
+        }
+        for handles in home.chunks(RETURNS_PER_FRAME) {
+            self.send(&Control::Returns(handles.to_vec()));
+        }
+        busy | !self.flush(&mut self.outgoing.lock())
+    }
+
+    // Channels.
+
+    /// Notes a channel that both sides know of from now on.
+    pub(crate) fn add_channel(&self, number: u32, area: Arc<OwnWords>) -> Result<(), PeerMisbehaved> {
+        let mut channels = self.channels.lock();
+        if channels.contains_key(&number) {
+            return Err(PeerMisbehaved::ChannelNumber(number));
+        }
+        channels.insert(number, Entry::new(area));
+        Ok(())
+    }
+
+    pub(crate) fn forget_channel(&self, number: u32) {
+        let entry = self.channels.lock().remove(&number);
+        drop(entry);
+    }
+
+    pub(crate) fn channel_count(&self) -> usize {
+        self.channels.lock().len()
+    }
+
+    fn closed_there(&self, number: u32) -> Result<(), PeerMisbehaved> {
+        let mut channels = self.channels.lock();
+        let entry = channels.get_mut(&number).ok_or(PeerMisbehaved::ChannelNumber(number))?;
+        entry.closed_there = true;
+        let port = entry.port.upgrade();
+        let gone = if entry.closed_here { channels.remove(&number) } else { None };
+        drop(channels);
+        if let Some(port) = port {
+            port.end(false);
+        }
+        drop(gone);
+        Ok(())
+    }
+
+    /// This side neither fills nor empties slots of the channel any more.
+    pub(crate) fn closed_here(&self, number: u32) {
+        let mut channels = self.channels.lock();
+        let Some(entry) = channels.get_mut(&number) else { return };
+        entry.closed_here = true;
+        let gone = if entry.closed_there { channels.remove(&number) } else { None };
+        drop(channels);
+        drop(gone);
+        self.send(&Control::ChannelClosed { number });
+    }
+
+    pub(super) fn port_gone(&self, owed: VecDeque<Handle>) {
+        if !owed.is_empty() {
+            self.orphans.lock().extend(owed);
+            self.arm();
+        }
+    }
+
+    // What everyone may ask.
+
+    #[inline]
+    pub(super) fn fork(&self) -> u32 {
+        self.fork
+    }
+
+    pub(super) fn token(&self) -> u64 {
+        self.token
+    }
+
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        self.ended.get().copied()
+    }
+
+    pub(crate) fn peer_name(&self) -> &str {
+        &self.parts.peer_name
+    }
+
+    pub(crate) fn peer(&self) -> Credentials {
+        self.parts.peer
+    }
+
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.parts.arena
+    }
+
+    pub(crate) fn view(&self) -> &Arc<View> {
+        &self.parts.view
+    }
+
+    pub(crate) fn loans(&self) -> &Loans {
+        &self.loans
+    }
+
+    pub(super) fn fence(&self) -> Fence {
+        self.parts.fence
+    }
+}
+
+impl AsFd for Core {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.parts.socket.as_fd()
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if self.fork == fork::generation() {
+            watch::forget(self.token);
+        }
+    }
+}
+
+/// A user's hold on a session: while one exists, the peer's memory may be read here.
+#[derive(Clone)]
+pub(crate) struct Link(Arc<Hold>);
+
+struct Hold(Arc<Core>);
+
+impl Link {
+    /// With the channels opened in the log-in, by number.
+    pub(crate) fn new(
+        parts: LinkParts,
+        channels: Vec<(u32, Arc<OwnWords>)>,
+        clerk: Box<dyn Clerk>,
+    ) -> std::io::Result<Self> {
+        let channels = channels.into_iter().map(|(number, area)| (number, Entry::new(area))).collect();
+        let loans = Loans::new(parts.quota);
+        let core = Arc::new(Core {
+            parts,
+            clerk,
+            token: watch::new_token(),
+            fork: fork::generation(),
+            ended: OnceLock::new(),
+            said_goodbye: AtomicBool::new(false),
+            parting: AtomicBool::new(false),
+            channels: Mutex::new(channels),
+            loans,
+            outgoing: Mutex::default(),
+            orphans: Mutex::default(),
+            armed: AtomicBool::new(false),
+        });
+        watch::add(&core)?;
+        Ok(Self(Arc::new(Hold(core))))
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.0.0
+    }
+
+    /// Gives a channel its port, with whatever happened to it before.
+    pub(crate) fn port(&self, number: u32, name: String) -> Arc<Port> {
+        let port = Arc::new(Port::new(self.clone(), number, name));
+        let mut channels = self.core().channels.lock();
+        let closed_there = channels.get_mut(&number).is_some_and(|entry| {
+            entry.port = Arc::downgrade(&port);
+            entry.closed_there
+        });
+        drop(channels);
+        // `end` sets the cause before it looks for ports, so one of the two sees the other.
+        if closed_there || self.core().ended().is_some() {
+            port.end(false);
+        }
+        port
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.0.fork != fork::generation() {
+            return;
+        }
+        // Nobody here reads the peer's memory any more: it may have everything back. What it still reads of ours stays
+        // until it says the same, or dies; the watcher sees to that.
+        self.0.close();
+        watch::linger(&self.0);
+    }
+}
+
+/// Cuts the memory for one side's half of a channel.
+pub(crate) fn cut_area(arena: &Arena, slots: u32) -> Result<(Arc<OwnWords>, AreaAt), AllocError> {
+    let block = arena.alloc(ring::area::words(slots) * WORD, AREA_ALIGN)?;
+    let offset = block.offset();
+    Ok((Arc::new(block.into_words()), AreaAt { offset, slots }))
+}
+
+/// Checks the peer's half of a channel.
+pub(crate) fn view_area(view: &Arc<View>, at: AreaAt) -> Result<Arc<PeerWords>, PeerMisbehaved> {
+    let possible = ring::SLOTS_RANGE.contains(&at.slots) && at.slots.is_power_of_two();
+    if !possible || at.offset % (AREA_ALIGN / WORD) as u64 != 0 {
+        return Err(PeerMisbehaved::Frame("impossible ring"));
+    }
+    view.words(at.offset, ring::area::words(at.slots) as u64).map(Arc::new)
+}
+
+/// Rings begin on a page of their own.
+const AREA_ALIGN: usize = 4096;

@@ -1,0 +1,14 @@
+//! L3: everything that moves between the two processes of a session, and nothing about what it means. A [`Lane`] carries
+//! slots through shared memory; a [`Link`] is the session's socket with the two arenas, the loans and the news of death;
+//! the watcher reads sockets when the application does not. Knows no messages, schemas or log-in.
+
+pub(crate) mod control;
+pub(crate) mod descriptor;
+pub(crate) mod ended;
+pub(crate) mod lane;
+pub(crate) mod link;
+pub(crate) mod port;
+mod watch;
+
+pub(crate) use lane::{Lane, LaneError};
+pub(crate) use link::{Clerk, Core, Link};

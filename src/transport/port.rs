@@ -1,0 +1,124 @@
+//! The part of a channel that outlives its two rings: what is owed to the peer, the bell that ends sleeps, and whether
+//! the channel is over. Received messages hold it, and through it the session's socket: an honest reader stays known
+//! to the lender for as long as it reads.
+
+use super::ended::{Ended, EndedError};
+use super::link::{Core, Link};
+use crate::shm::handle::Handle;
+use crate::shm::view::Home;
+use crate::sys::fork;
+use crate::sys::futex::Bell;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// See the module's own words.
+pub(crate) struct Port {
+    link: Link,
+    number: u32,
+    name: String,
+    pub(crate) bell: Bell,
+    state: AtomicU32,
+    owed: Mutex<Owed>,
+}
+
+#[derive(Default)]
+struct Owed {
+    handles: VecDeque<Handle>,
+    /// How many at the front were there at the watcher's last look.
+    stale: usize,
+}
+
+/// What there is may still be received; nothing new comes.
+const DRAINING: u32 = 1;
+/// Not even that: the peer's words are not to be read any more.
+const OVER: u32 = 2;
+
+impl Port {
+    pub(super) fn new(link: Link, number: u32, name: String) -> Self {
+        Self { link, number, name, bell: Bell::default(), state: AtomicU32::new(0), owed: Mutex::default() }
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        self.link.core()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Ends the channel from outside: wakes whoever sleeps on it.
+    pub(super) fn end(&self, over: bool) {
+        // Partner: `is_open`, `is_over`. What was published before the end stays readable.
+        self.state.fetch_max(if over { OVER } else { DRAINING }, Ordering::AcqRel);
+        self.bell.ring();
+    }
+
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        // Partner: `end`. A forked child reads its own copy of `generation`.
+        self.state.load(Ordering::Acquire) == 0 && fork::generation() == self.core().fork()
+    }
+
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        // Partner: `end`.
+        self.state.load(Ordering::Acquire) == OVER || fork::generation() != self.core().fork()
+    }
+
+    /// What to report once it is not open.
+    pub(crate) fn error(&self) -> EndedError {
+        let cause = if fork::generation() != self.core().fork() {
+            Ended::ForkedProcess
+        } else {
+            self.core().ended().unwrap_or(Ended::ChannelClosed)
+        };
+        EndedError { peer: self.core().peer_name().to_owned(), channel: self.name.clone(), cause }
+    }
+
+    /// A handle for the next slot that goes the peer's way.
+    #[inline]
+    pub(super) fn pop_owed(&self) -> Option<Handle> {
+        let mut owed = self.owed.lock();
+        owed.stale = owed.stale.saturating_sub(1);
+        owed.handles.pop_front()
+    }
+
+    pub(super) fn push_front_owed(&self, handle: Handle) {
+        self.owed.lock().handles.push_front(handle);
+    }
+
+    pub(super) fn owed(&self) -> usize {
+        self.owed.lock().handles.len()
+    }
+
+    /// Takes what was owed at the last call already and is still; tells whether anything is owed since.
+    pub(super) fn take_stale(&self, into: &mut Vec<Handle>) -> bool {
+        let mut owed = self.owed.lock();
+        let stale = owed.stale.min(owed.handles.len());
+        into.extend(owed.handles.drain(..stale));
+        owed.stale = owed.handles.len();
+        owed.stale > 0
+    }
+}
+
+impl Home for Port {
+    fn owe(&self, handle: Handle) {
+        // In a forked child the books are a copy, and their lock may have been held by a thread that is not here.
+        if fork::generation() == self.core().fork() {
+            self.owed.lock().handles.push_back(handle);
+            self.core().arm();
+        }
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        let owed = std::mem::take(&mut self.owed.get_mut().handles);
+        self.link.core().port_gone(owed);
+    }
+}
