@@ -34,10 +34,10 @@ const SEQUENCE: usize = PAYLOAD;
 pub(crate) mod area {
     /// How many of the *other* side's slots this side has consumed.
     pub(crate) const CURSOR: usize = 0;
-    /// Not 0 while this side's receiver sleeps.
-    pub(crate) const RECEIVER_SLEEPS: usize = 16;
-    /// Not 0 while this side's sender sleeps.
-    pub(crate) const SENDER_SLEEPS: usize = 32;
+    /// This side's receiver: three words of its [`wait`](crate::wait), see there.
+    pub(crate) const RECEIVER: usize = 16;
+    /// This side's sender: as for the receiver.
+    pub(crate) const SENDER: usize = 32;
     /// The first of this side's slots.
     pub(crate) const SLOTS: usize = 48;
 

@@ -60,29 +60,29 @@ impl Source for Room<'_> {
 
 fn receiver(world: &World) -> (Arrival, Sleeper) {
     let (own, peer) = (world.receiver.0.clone(), world.sender.1.clone());
-    let sender = Notifier::new(peer.clone(), area::SENDER_SLEEPS, Fence::Both);
-    let sleeper = Sleeper::new(own.clone(), area::RECEIVER_SLEEPS, Fence::Both);
+    let sender = Notifier::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, Fence::Each);
+    let sleeper = Sleeper::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, area::RECEIVER);
     (Arrival(Consumer::new(own, peer), sender), sleeper)
 }
 
 fn sender(world: &World) -> (Producer, Notifier, Sleeper) {
     let (own, peer) = (world.sender.0.clone(), world.receiver.1.clone());
-    let receiver = Notifier::new(peer.clone(), area::RECEIVER_SLEEPS, Fence::Both);
-    let sleeper = Sleeper::new(own.clone(), area::SENDER_SLEEPS, Fence::Both);
+    let receiver = Notifier::new(own.clone(), area::SENDER, peer.clone(), area::RECEIVER, Fence::Each);
+    let sleeper = Sleeper::new(own.clone(), area::SENDER, peer.clone(), area::RECEIVER, area::RECEIVER);
     (Producer::new(own, peer), receiver, sleeper)
 }
 
 /// Sends `count` slots through a ring of two, parking for room, and receives them, parking for work.
 fn conversation(count: u64) {
     let world = world(2);
-    let (mut arrival, sleeper) = receiver(&world);
-    let (mut producer, notifier, room_sleeper) = sender(&world);
+    let (mut arrival, mut sleeper) = receiver(&world);
+    let (mut producer, mut notifier, mut room_sleeper) = sender(&world);
     let (bell, sender_bell) = (Bell::new(&world.gate), Bell::new(&world.gate));
     let sending = thread::spawn(move || {
         let mut patience = Patience::new(Wait::Park);
         for number in 1..=count {
             while producer.try_push(&payload(number)).expect("an honest peer").is_err() {
-                let found = wait::wait(&mut Room(&mut producer), &mut patience, &room_sleeper, &sender_bell, None);
+                let found = wait::wait(&mut Room(&mut producer), &mut patience, &mut room_sleeper, &sender_bell, None);
                 assert_eq!(found, Some(()));
             }
             notifier.notify(|| producer.consumers_spot());
@@ -90,7 +90,7 @@ fn conversation(count: u64) {
     });
     let mut patience = Patience::new(Wait::Park);
     for number in 1..=count {
-        let found = wait::wait(&mut arrival, &mut patience, &sleeper, &bell, None);
+        let found = wait::wait(&mut arrival, &mut patience, &mut sleeper, &bell, None);
         assert_eq!(found, Some(payload(number)));
     }
     sending.join().unwrap();
@@ -165,7 +165,7 @@ fn death_wakes_a_sleeper() {
             }
         }
         let world = world(2);
-        let (arrival, sleeper) = receiver(&world);
+        let (arrival, mut sleeper) = receiver(&world);
         let bell = Arc::new(Bell::new(&world.gate));
         let over = Arc::new(AtomicBool::new(false));
         let watcher = thread::spawn({
@@ -176,7 +176,7 @@ fn death_wakes_a_sleeper() {
             }
         });
         let mut patience = Patience::new(Wait::Park);
-        let found = wait::wait(&mut UntilEnd(arrival, over), &mut patience, &sleeper, &bell, None);
+        let found = wait::wait(&mut UntilEnd(arrival, over), &mut patience, &mut sleeper, &bell, None);
         assert_eq!(found, Some(None));
         watcher.join().unwrap();
     });

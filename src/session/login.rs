@@ -47,9 +47,9 @@ impl Terms {
         Self { features, arena: arena.id(), arena_bytes: arena.capacity() as u64 }
     }
 
-    /// Who pays for the fence: the sleeper, if both can.
+    /// Who may pay for the fence: the sleeper, if both have registered.
     pub(super) fn fence(self, theirs: Self) -> Fence {
-        if self.features & theirs.features & FEATURE_MEMBARRIER != 0 { Fence::Sleeper } else { Fence::Both }
+        if self.features & theirs.features & FEATURE_MEMBARRIER != 0 { Fence::SleeperMay } else { Fence::Each }
     }
 }
 
@@ -284,7 +284,8 @@ fn terms_in(from: &mut Reader<'_>) -> Terms {
 
 /// A digest (FNV-1a) of everything two builds must lay out alike in shared words. Change the text with the layout.
 const fn layout() -> u64 {
-    let text = b"slot: 7 words + sequence; area: cursor 0, receiver sleeps 16, sender sleeps 32, slots 48; \
+    let text =
+        b"slot: 7 words + sequence; area: cursor 0, receiver 16, sender 32, slots 48; end: sleeps, cpu, leaves fence; \
         handle: offset 36, arena 24, len 36, ticket 32; table: offset, len; control: 128; login: 1024; capnp; \
         endian: ";
     let endian: &[u8] = if cfg!(target_endian = "little") { b"little" } else { b"big" };

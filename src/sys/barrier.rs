@@ -2,43 +2,45 @@
 //!
 //! Publisher: store work, fence, load "does it sleep?". Sleeper: store "I sleep", fence, load work. With both fences
 //! one of the two sees the other. `membarrier` lets the sleeper run the publisher's fence for it: the publisher then
-//! needs only that the compiler keeps the order. That holds between processes which have both registered, which each
-//! tells the other at log-in; otherwise both pay.
+//! needs only that the compiler keeps the order. That works between processes which have both registered, as each tells
+//! the other at log-in.
 
 use super::sync::{Ordering, fence};
 
-/// Who pays for the fence, agreed at log-in.
+/// What log-in found out about the two processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fence {
-    /// Both sides run a full fence.
-    Both,
-    /// The sleeper runs it on every CPU; the publisher keeps compiler order only.
-    Sleeper,
+    /// Each side runs its own.
+    Each,
+    /// The sleeper may run both.
+    SleeperMay,
 }
 
 impl Fence {
-    /// The publisher's half: after publishing, before looking for a sleeper.
+    /// The publisher's half: after publishing, before looking for a sleeper. Not `paid`, it is left to the sleeper.
     #[inline]
-    pub(crate) fn publisher(self) {
+    pub(crate) fn publishers_half(paid: bool) {
         if cfg!(strait_plant = "no-fence") {
             return;
         }
-        // The models know no `membarrier`, so there both sides pay. Partner: `sleeper`.
-        if self == Self::Both || cfg!(strait_loom) {
+        // The models know no `membarrier`, so there the publisher always pays. Partner: `own_half`.
+        if paid || cfg!(strait_loom) {
             fence(Ordering::SeqCst);
         } else {
-            std::sync::atomic::compiler_fence(Ordering::SeqCst);
+            std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
         }
     }
 
-    /// The sleeper's half: after publishing that it sleeps, before it looks once more.
-    pub(crate) fn sleeper(self) {
-        // Partner: `publisher`.
+    /// The sleeper's own half: after publishing that it sleeps, before it looks once more.
+    pub(crate) fn own_half() {
+        // Partner: `publishers_half`.
         fence(Ordering::SeqCst);
+    }
+
+    /// The half of every publisher that has left it to the sleeper.
+    pub(crate) fn everyones_half() {
         #[cfg(not(strait_loom))]
-        if self == Self::Sleeper {
-            real::run_everywhere();
-        }
+        real::run_everywhere();
     }
 }
 

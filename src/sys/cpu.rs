@@ -1,14 +1,11 @@
-//! How many CPUs this process may run on, and how to let another runner have this one.
+//! Which CPU a thread is on, and how to let another runner have it.
 
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
-
-/// True when spinning can only delay the one it waits for: the calling thread may run on one CPU only.
-pub(crate) fn confined_to_one() -> bool {
-    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
-        return false;
-    };
-    (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).take(2).count() < 2
+/// The CPU the calling thread is on. A hint: it may have moved by the time this returns.
+#[inline]
+pub(crate) fn current() -> u64 {
+    // SAFETY: sched_getcpu takes no arguments and touches no memory of ours.
+    let cpu = unsafe { nix::libc::sched_getcpu() };
+    u64::try_from(cpu).unwrap_or(u64::MAX - 1)
 }
 
 /// Lets whoever else is runnable on this CPU go first.

@@ -76,14 +76,14 @@ impl Lane {
             inbox: Inbox {
                 many_owed: usize::try_from(producer.capacity() / 2).unwrap_or(usize::MAX),
                 consumer: Consumer::new(own.clone(), peer.clone()),
-                sleeper: Sleeper::new(own.clone(), area::RECEIVER_SLEEPS, fence),
-                sender: Notifier::new(peer.clone(), area::SENDER_SLEEPS, fence),
+                sleeper: Sleeper::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, area::RECEIVER),
+                sender: Notifier::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, fence),
                 patience: Patience::new(strategy),
             },
             outbox: Outbox {
                 producer,
-                sleeper: Sleeper::new(own, area::SENDER_SLEEPS, fence),
-                receiver: Notifier::new(peer, area::RECEIVER_SLEEPS, fence),
+                sleeper: Sleeper::new(own.clone(), area::SENDER, peer.clone(), area::RECEIVER, area::RECEIVER),
+                receiver: Notifier::new(own, area::SENDER, peer, area::RECEIVER, fence),
                 patience: Patience::new(strategy),
                 wakes: 0,
             },
@@ -210,7 +210,7 @@ impl Drop for Lane {
 }
 
 impl Inbox {
-    fn arrival<'a>(&'a mut self, port: &'a Port) -> (Arrival<'a>, &'a mut Patience, &'a Sleeper) {
+    fn arrival<'a>(&'a mut self, port: &'a Port) -> (Arrival<'a>, &'a mut Patience, &'a mut Sleeper) {
         let Self { consumer, sender, patience, sleeper, .. } = self;
         (Arrival { consumer, sender, port }, patience, sleeper)
     }
@@ -219,7 +219,7 @@ impl Inbox {
 /// Waiting for a message.
 struct Arrival<'a> {
     consumer: &'a mut Consumer,
-    sender: &'a Notifier,
+    sender: &'a mut Notifier,
     port: &'a Port,
 }
 

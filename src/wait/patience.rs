@@ -1,19 +1,17 @@
 //! How long to look before going to sleep. Knows time and CPUs only.
 
 use std::hint::spin_loop;
-#[cfg(not(strait_loom))]
-use std::time::Duration;
 use std::time::Instant;
 
 /// How a side of a channel waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wait {
-    /// Never sleeps: the shortest way, and a whole CPU as long as it waits. Confined to a single CPU it yields that to
+    /// Never sleeps: the shortest way, and a whole CPU as long as it waits. On the peer's own CPU it yields that to
     /// others between looks, since there spinning only delays the one waited for.
     Spin,
-    /// Spins for a while that follows what was observed (at most some tens of microseconds), then sleeps. Idle, it
-    /// costs nothing.
+    /// Spins for a while that follows what was observed (at most some tens of microseconds), then sleeps; on the peer's
+    /// own CPU it yields meanwhile. Idle, it costs nothing.
     #[default]
     Adaptive,
     /// Sleeps at once when there is nothing: for whoever has more to do than CPUs to do it with.
@@ -23,95 +21,95 @@ pub enum Wait {
 /// One waiter's patience: its strategy, what it has learnt, and how often it slept.
 pub(crate) struct Patience {
     strategy: Wait,
-    /// May spinning help at all? Not on a single CPU.
-    confined: bool,
     /// How long an adaptive waiter spins, in nanoseconds.
+    #[cfg_attr(strait_loom, allow(dead_code))]
     budget: u32,
     slept: u64,
-    waits: u64,
+    found: u64,
     /// When the present wait began to sleep.
     asleep_since: Option<Instant>,
 }
 
 impl Patience {
     pub(crate) fn new(strategy: Wait) -> Self {
-        #[cfg(not(strait_loom))]
-        let confined = crate::sys::cpu::confined_to_one();
-        #[cfg(strait_loom)]
-        let confined = true;
-        Self { strategy, confined, budget: BUDGET_MAX, slept: 0, waits: 0, asleep_since: None }
+        Self { strategy, budget: BUDGET_MAX, slept: 0, found: 0, asleep_since: None }
     }
 
     /// How often it slept, and how often it found something.
     pub(crate) fn counts(&self) -> (u64, u64) {
-        (self.slept, self.waits)
+        (self.slept, self.found)
     }
 
-    #[inline]
-    pub(crate) fn found_at_once(&mut self) {
-        self.waits += 1;
-    }
-
-    pub(crate) fn slept(&mut self) {
+    pub(super) fn sleeps(&mut self) {
         self.slept += 1;
         if self.strategy == Wait::Adaptive && self.asleep_since.is_none() {
             self.asleep_since = Some(Instant::now());
         }
     }
 
-    /// A wait that slept is over. Had a full budget of spinning caught it, spin longer next time; else less.
-    pub(crate) fn found(&mut self) {
-        self.waits += 1;
+    /// A wait is over. Had a full budget of spinning caught it where it slept, spin longer next time; else less.
+    #[inline]
+    pub(super) fn found(&mut self) {
+        self.found += 1;
         if let Some(since) = self.asleep_since.take() {
             let nearly = since.elapsed().as_nanos() < u128::from(BUDGET_MAX);
             self.budget = if nearly { BUDGET_MAX } else { (self.budget / 2).max(BUDGET_MIN) };
         }
     }
 
+    pub(super) fn gave_up(&mut self) {
+        self.asleep_since = None;
+    }
+}
+
+#[cfg(not(strait_loom))]
+impl Patience {
     /// Looks again and again, as long as the strategy has patience. `None`: go to sleep, or the deadline is near.
-    #[cfg(not(strait_loom))]
-    pub(crate) fn spin<T>(&mut self, deadline: Option<Instant>, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-        let pauses = match self.strategy {
-            Wait::Park => return None,
-            _ if self.confined => 0,
-            Wait::Spin | Wait::Adaptive => PAUSES,
-        };
-        for _ in 0..pauses {
-            spin_loop();
-            if let Some(item) = look() {
-                return Some(self.caught(item));
-            }
-        }
-        match self.strategy {
+    #[inline]
+    pub(super) fn spin<T>(
+        &mut self,
+        shares_cpu: bool,
+        deadline: Option<Instant>,
+        look: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        let caught = match self.strategy {
             Wait::Park => None,
-            Wait::Spin => self.spin_on(deadline, look),
-            Wait::Adaptive => {
-                let start = Instant::now();
-                let budget = Duration::from_nanos(u64::from(if self.confined { 0 } else { self.budget }));
-                while start.elapsed() < budget {
-                    // Whoever is waited for may need this very CPU.
-                    crate::sys::cpu::yield_now();
-                    if let Some(item) = look() {
-                        self.budget = (self.budget * 2).min(BUDGET_MAX);
-                        return Some(self.caught(item));
-                    }
-                }
-                None
-            }
-        }
+            Wait::Spin => Self::spin_on(shares_cpu, deadline, look),
+            Wait::Adaptive => self.spin_a_while(shares_cpu, look),
+        };
+        self.found += u64::from(caught.is_some());
+        caught
     }
 
-    #[cfg(not(strait_loom))]
-    fn spin_on<T>(&mut self, deadline: Option<Instant>, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    fn spin_a_while<T>(&mut self, shares_cpu: bool, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        for _ in 0..if shares_cpu { 0 } else { PAUSES } {
+            spin_loop();
+            if let Some(item) = look() {
+                return Some(item);
+            }
+        }
+        let start = Instant::now();
+        while start.elapsed().as_nanos() < u128::from(self.budget) {
+            // Whoever is waited for may be about to run on this very CPU.
+            crate::sys::cpu::yield_now();
+            if let Some(item) = look() {
+                self.budget = (self.budget * 2).min(BUDGET_MAX);
+                return Some(item);
+            }
+        }
+        None
+    }
+
+    fn spin_on<T>(shares_cpu: bool, deadline: Option<Instant>, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         loop {
             for _ in 0..PAUSES {
-                if self.confined {
+                if shares_cpu {
                     crate::sys::cpu::yield_now();
                 } else {
                     spin_loop();
                 }
                 if let Some(item) = look() {
-                    return Some(self.caught(item));
+                    return Some(item);
                 }
             }
             if deadline.is_some_and(|at| Instant::now() >= at) {
@@ -119,18 +117,19 @@ impl Patience {
             }
         }
     }
+}
 
+#[cfg(strait_loom)]
+impl Patience {
     /// The models check the sleep, not the spin.
-    #[cfg(strait_loom)]
-    pub(crate) fn spin<T>(&mut self, _deadline: Option<Instant>, _look: impl FnMut() -> Option<T>) -> Option<T> {
+    pub(super) fn spin<T>(
+        &mut self,
+        _shares_cpu: bool,
+        _deadline: Option<Instant>,
+        _look: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
         spin_loop();
         None
-    }
-
-    #[cfg(not(strait_loom))]
-    fn caught<T>(&mut self, item: T) -> T {
-        self.waits += 1;
-        item
     }
 }
 

@@ -1,0 +1,140 @@
+//! What the two sides tell each other about sleeping, and which of them pays for the fence in between.
+//!
+//! Each end of a ring has a line of its own, which only it writes: whether it sleeps, on which CPU it last waited, and
+//! whether it runs a fence after each publication itself. The line changes rarely, so looking at it is nearly free.
+
+use crate::sys::barrier::Fence;
+use crate::sys::futex::{self, Spot};
+use crate::sys::words::{OwnWords, PeerWords};
+use std::sync::Arc;
+
+/// Not 0 while its writer sleeps: how.
+const SLEEPS: usize = 0;
+/// One more than the CPU its writer last waited on.
+const CPU: usize = 1;
+/// Not 0 while its writer may leave the fence to whoever sleeps.
+const LEAVES_FENCE: usize = 2;
+
+const AWAKE: u64 = 0;
+/// Asleep in a futex. Other values are kept for other ways to sleep; a notifier answers those it knows.
+const IN_FUTEX: u64 = 1;
+
+/// The waiting half of an end.
+pub(crate) struct Sleeper {
+    own: Arc<OwnWords>,
+    peer: Arc<PeerWords>,
+    /// This end's line in `own`.
+    line: usize,
+    /// The line in `peer` of the end that is waited for.
+    theirs: usize,
+    /// The line in `peer` of the end that waits most: where it last waited tells where the peer runs.
+    whereabouts: usize,
+    /// What `CPU` says now.
+    cpu: u64,
+}
+
+impl Sleeper {
+    pub(crate) fn new(
+        own: Arc<OwnWords>,
+        line: usize,
+        peer: Arc<PeerWords>,
+        theirs: usize,
+        whereabouts: usize,
+    ) -> Self {
+        Self { own, peer, line, theirs, whereabouts, cpu: 0 }
+    }
+
+    /// Says that this end is about to sleep, so that whoever publishes work from here on wakes it.
+    pub(super) fn lie_down(&self) {
+        self.own.store(self.line + SLEEPS, IN_FUTEX);
+        Fence::own_half();
+        // Acquired: a notifier that fences again may have published without a fence before it said so, and then the
+        // look that follows sees that.
+        if self.peer.acquire(self.theirs + LEAVES_FENCE) != 0 {
+            Fence::everyones_half();
+        }
+    }
+
+    pub(super) fn get_up(&self) {
+        self.own.store(self.line + SLEEPS, AWAKE);
+    }
+
+    /// Whether the peer last waited on this very CPU: then spinning only keeps it from running.
+    pub(super) fn shares_cpu_with_peer(&mut self) -> bool {
+        let here = current_cpu() + 1;
+        if here != self.cpu {
+            self.cpu = here;
+            self.own.store(self.line + CPU, here);
+        }
+        self.peer.peek(self.whereabouts + CPU) == here
+    }
+}
+
+/// The waking half of an end.
+pub(crate) struct Notifier {
+    own: Arc<OwnWords>,
+    peer: Arc<PeerWords>,
+    line: usize,
+    theirs: usize,
+    fence: Fence,
+    /// Whether every publication is followed by a fence, whatever log-in allows.
+    fences: bool,
+    /// Publications since the other was last found asleep.
+    quiet: u32,
+}
+
+/// So many publications without a sleeper, and the fence is left to whoever sleeps next.
+const QUIET: u32 = 64;
+
+impl Notifier {
+    pub(crate) fn new(own: Arc<OwnWords>, line: usize, peer: Arc<PeerWords>, theirs: usize, fence: Fence) -> Self {
+        Self { own, peer, line, theirs, fence, fences: true, quiet: 0 }
+    }
+
+    /// To be called after publishing. Wakes the other side if it sleeps; tells whether it did.
+    #[inline]
+    pub(crate) fn notify<'a>(&mut self, spot: impl FnOnce() -> Spot<'a>) -> bool {
+        Fence::publishers_half(self.fences);
+        // A value this version does not know is the peer's loss: it asked for a wake nobody can give.
+        let asleep = self.peer.peek(self.theirs + SLEEPS) == IN_FUTEX;
+        if asleep || self.fences {
+            self.settle_fence(asleep);
+        }
+        if asleep {
+            futex::wake(spot());
+        }
+        asleep
+    }
+
+    /// The fence is paid by whoever meets it less often: a sleeper's is dear, but a busy ring sees none.
+    fn settle_fence(&mut self, asleep: bool) {
+        if asleep {
+            self.quiet = 0;
+            if !self.fences {
+                // Published, so that a sleeper who relies on it also sees what went without a fence before.
+                self.own.publish(self.line + LEAVES_FENCE, 0);
+                self.fences = true;
+            }
+        } else if self.fence == Fence::SleeperMay {
+            self.quiet += 1;
+            if self.quiet >= QUIET {
+                self.quiet = 0;
+                self.fences = false;
+                self.own.store(self.line + LEAVES_FENCE, 1);
+                // Between saying so and the first publication that relies on it: a sleeper that has not seen the word
+                // had said that it sleeps before this, and is seen.
+                Fence::own_half();
+            }
+        }
+    }
+}
+
+#[cfg(not(strait_loom))]
+fn current_cpu() -> u64 {
+    crate::sys::cpu::current()
+}
+
+#[cfg(strait_loom)]
+fn current_cpu() -> u64 {
+    0
+}
