@@ -7,7 +7,9 @@ mod error;
 pub use error::{RecvError, RequestError, SendError};
 
 use crate::message::{Builder, Message, OpenProblem, Opening, Received, Schema, Shelf, Trust};
-use crate::shm::view::Home;
+use crate::shm::handle::Handle;
+use crate::shm::view::Borrowed;
+use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::descriptor::Envelope;
 use crate::transport::lane::WaitStats;
 use crate::transport::port::Port;
@@ -194,11 +196,9 @@ impl<T: Schema> Channel<T> {
 
     #[inline]
     fn open(&mut self, envelope: Envelope) -> Result<Received<T>, RecvError> {
-        let port = self.lane.port();
-        let home: Arc<dyn Home> = port.clone();
-        let opened = port.core().view().borrow(envelope.handle, home).map_err(OpenProblem::Peer).and_then(|borrowed| {
+        let opened = self.borrow(envelope.handle).map_err(OpenProblem::Peer).and_then(|borrowed| {
             let Envelope { segments, id, in_reply_to, .. } = envelope;
-            Received::open(Opening { borrowed, segments, id, in_reply_to, shelf: self.shelf.clone() }, self.trust)
+            Received::open(Opening { borrowed, segments, id, in_reply_to }, self.trust, &self.shelf)
         });
         opened.map_err(|problem| match problem {
             OpenProblem::Peer(broken) => self.cut_off(broken),
@@ -208,17 +208,15 @@ impl<T: Schema> Channel<T> {
 
     /// Returns what was received without opening it.
     fn send_home(&self, envelope: Envelope) -> Result<(), RecvError> {
-        let home: Arc<dyn Home> = self.port().clone();
-        match self.port().core().view().borrow(envelope.handle, home) {
-            Ok(borrowed) => {
-                drop(borrowed);
-                Ok(())
-            }
-            Err(broken) => Err(self.cut_off(broken)),
-        }
+        self.borrow(envelope.handle).map(drop).map_err(|broken| self.cut_off(broken))
     }
 
-    fn cut_off(&self, broken: crate::PeerMisbehaved) -> RecvError {
+    #[inline]
+    fn borrow(&self, handle: Handle) -> Result<Borrowed, PeerMisbehaved> {
+        Borrowed::new(handle, self.port().clone())
+    }
+
+    fn cut_off(&self, broken: PeerMisbehaved) -> RecvError {
         self.port().core().misbehaved(broken);
         RecvError::Ended(self.port().error())
     }
@@ -243,7 +241,7 @@ impl<T: Schema> Channel<T> {
     fn envelope(&self, message: &Message<T>, in_reply_to: Option<u64>) -> Result<Envelope, SendError> {
         let core = self.port().core();
         let frozen = message.frozen();
-        if !frozen.arena().is_some_and(|arena| arena.same(core.arena())) {
+        if !frozen.arena().same(core.arena()) {
             return Err(SendError::ForeignArena);
         }
         if !self.port().is_open() {

@@ -82,11 +82,10 @@ impl<T: Schema> Builder<T> {
             // Never begun: an empty root, which reads as the default.
             self.capnp.init_root::<any_pointer::Builder<'_>>();
         }
-        let (arena, segments) = self.capnp.into_allocator().finish()?;
-        match Frozen::new(&arena, segments) {
+        match Frozen::new(self.capnp.into_allocator().finish()?) {
             Ok(frozen) => Ok(Message::new(Arc::new(frozen))),
             Err(FreezeProblem::Alloc(error)) => Err(error.into()),
-            Err(FreezeProblem::TooManySegments(count)) => Err(FreezeError::TooManySegments(count)),
+            Err(FreezeProblem::Segments(count)) => Err(FreezeError::TooManySegments(count)),
         }
     }
 }

@@ -28,7 +28,6 @@ pub(crate) struct Opening {
     pub(crate) segments: u16,
     pub(crate) id: u64,
     pub(crate) in_reply_to: Option<u64>,
-    pub(crate) shelf: Arc<Shelf>,
 }
 
 /// Why a message cannot be opened.
@@ -70,13 +69,13 @@ impl Shelf {
 impl<T: Schema> Received<T> {
     /// Checks where a message's segments lie, and copies them if the lender is not believed.
     #[inline]
-    pub(crate) fn open(opening: Opening, trust: Trust) -> Result<Self, OpenProblem> {
-        let Opening { borrowed, segments, id, in_reply_to, shelf } = opening;
+    pub(crate) fn open(opening: Opening, trust: Trust, shelf: &Arc<Shelf>) -> Result<Self, OpenProblem> {
+        let Opening { borrowed, segments, id, in_reply_to } = opening;
         let places = places(&borrowed, segments)?;
         let (segments, options) = match trust.copy_limit() {
             None => (Segments::InPlace { borrowed, places }, BELIEVED),
             Some(limit) => {
-                let copy = Copied::new(&borrowed, &places, limit, shelf)?;
+                let copy = Copied::new(&borrowed, &places, limit, shelf.clone())?;
                 // Several pointers to one object make a small message a large one to walk: not much larger, here.
                 let walk = copy.words.len().saturating_mul(2).max(1024);
                 (Segments::Copied(copy), ReaderOptions { traversal_limit_in_words: Some(walk), nesting_limit: 32 })

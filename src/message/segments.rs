@@ -4,9 +4,8 @@
 //! failure is remembered, and freezing reports it.
 
 use crate::shm::arena::{AllocError, Arena};
-use crate::shm::block::{Block, Segment};
+use crate::shm::block::Segments;
 use capnp::message::Allocator;
-use smallvec::SmallVec;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
@@ -18,28 +17,23 @@ const GROWTH_MAX: u32 = 8 << 20;
 
 /// See the module's own words.
 pub(super) struct ArenaSegments {
-    arena: Arena,
     next_words: u32,
     /// In the order Cap'n Proto numbers them.
-    segments: SmallVec<[Segment; 1]>,
+    segments: Segments,
     spilled: Option<AllocError>,
 }
 
 impl ArenaSegments {
     pub(super) fn new(arena: Arena, first_words: u32) -> Self {
-        Self { arena, next_words: first_words.max(1), segments: SmallVec::new(), spilled: None }
+        Self { next_words: first_words.max(1), segments: Segments::new(arena), spilled: None }
     }
 
     /// The finished segments, or why there are none.
-    pub(super) fn finish(self) -> Result<(Arena, SmallVec<[Segment; 1]>), AllocError> {
+    pub(super) fn finish(self) -> Result<Segments, AllocError> {
         match self.spilled {
             Some(error) => Err(error),
-            None => Ok((self.arena, self.segments)),
+            None => Ok(self.segments),
         }
-    }
-
-    fn cut(&self, words: u32) -> Result<Block, AllocError> {
-        self.arena.alloc(words as usize * 8, 8)
     }
 
     #[cold]
@@ -61,27 +55,25 @@ unsafe impl Allocator for ArenaSegments {
             return self.spill(error, minimum);
         }
         let wanted = self.next_words.max(minimum);
-        let cut = match self.cut(wanted) {
-            Err(_) if wanted > minimum => self.cut(minimum),
+        let added = match self.segments.add(wanted) {
+            Err(_) if wanted > minimum => self.segments.add(minimum),
             other => other,
         };
-        match cut {
-            Ok(block) => {
-                let (start, words) = (block.start(), block.words() as u32);
+        match added {
+            Ok(piece) => {
+                let words = piece.words() as u32;
                 self.next_words = words.saturating_mul(2).min(GROWTH_MAX);
-                self.segments.push(Segment { block, used: 0 });
-                (start, words)
+                (piece.start, words)
             }
             Err(error) => self.spill(error, minimum),
         }
     }
 
     unsafe fn deallocate_segment(&mut self, start: NonNull<u8>, words: u32, used: u32) {
-        match self.segments.iter_mut().find(|segment| segment.block.start() == start) {
-            // Stays in `segments`: this is how the finished message is taken out of the builder.
-            Some(segment) => segment.used = used as usize,
-            // SAFETY: not a block of the arena, so `spill` made it, with this layout.
-            None => unsafe { dealloc(start.as_ptr(), spill_layout(words)) },
+        // A piece of the arena stays: this is how the finished message is taken out of the builder.
+        if !self.segments.used(start, used) {
+            // SAFETY: not a piece of the arena, so `spill` made it, with this layout.
+            unsafe { dealloc(start.as_ptr(), spill_layout(words)) }
         }
     }
 }

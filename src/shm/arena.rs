@@ -1,7 +1,7 @@
 //! The owner's side of shared memory: one sparse, sealed memfd of fixed size, cut into blocks by a jemalloc arena of its
 //! own. Knows nothing of who borrows the blocks.
 
-use super::block::Block;
+use super::block::{Block, Piece};
 use super::handle::{MASK_24, WORD};
 use super::hooks::Hooks;
 use super::mallctl;
@@ -99,8 +99,14 @@ impl Arena {
         }
     }
 
-    /// A zeroed block of at least `bytes` (rounded up to words), aligned to `align`, a power of two.
+    /// A zeroed block of `bytes` (rounded up to words), aligned to `align`, a power of two.
     pub(crate) fn alloc(&self, bytes: usize, align: usize) -> Result<Block, AllocError> {
+        self.cut(bytes, align).map(|piece| Block::new(self.clone(), piece))
+    }
+
+    /// As [`alloc`](Self::alloc), for callers that keep the arena and free the piece themselves.
+    #[inline]
+    pub(super) fn cut(&self, bytes: usize, align: usize) -> Result<Piece, AllocError> {
         let owned = &*self.0;
         if owned.fork != fork::generation() {
             return Err(AllocError::ForkedProcess);
@@ -126,24 +132,26 @@ impl Arena {
             unsafe { jemalloc::dallocx(start.as_ptr().cast(), tcache) };
             return Err(full);
         }
-        Ok(Block::new(self.clone(), start, size))
+        Ok(Piece { start, bytes: size })
     }
 
     /// # Safety
-    /// `start` must come from [`alloc`](Self::alloc) on this arena with `size` and be freed once.
-    pub(super) unsafe fn free(&self, start: NonNull<u8>, size: usize) {
+    /// The piece must come from [`cut`](Self::cut) on this arena, be freed once and not be reached afterwards.
+    #[inline]
+    pub(super) unsafe fn free(&self, piece: Piece) {
         let owned = &*self.0;
         // In a forked child the memory is not mapped and the books are a copy.
         if owned.fork == fork::generation() {
             let tcache = owned.tcaches.flag(owned.serial);
-            // SAFETY: the caller's contract; `size` is what was asked for, which jemalloc accepts.
-            unsafe { jemalloc::sdallocx(start.as_ptr().cast(), size, tcache) };
+            // SAFETY: the caller's contract; the size is what was asked for, which jemalloc accepts.
+            unsafe { jemalloc::sdallocx(piece.start.as_ptr().cast(), piece.bytes, tcache) };
         }
     }
 
-    /// The word at which `start` lies.
-    pub(super) fn offset_of(&self, start: NonNull<u8>) -> u64 {
-        let bytes = start.addr().get() - self.0.map.base().addr().get();
+    /// The word at which a piece of this arena begins.
+    #[inline]
+    pub(super) fn offset_of(&self, piece: Piece) -> u64 {
+        let bytes = piece.start.addr().get() - self.0.map.base().addr().get();
         (bytes / WORD) as u64
     }
 

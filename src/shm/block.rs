@@ -1,5 +1,5 @@
-//! A piece of an arena: [`Block`] while one hand writes it, [`Frozen`] once several of them are a message that nobody
-//! writes any more. Knows where bytes lie, not what they mean.
+//! Pieces of an arena: a [`Block`] has one owner who writes it, [`Segments`] are what a message is built in, [`Frozen`]
+//! are those that nobody writes any more. Knows where bytes lie, not what they mean.
 
 use super::arena::{AllocError, Arena};
 use super::handle::WORD;
@@ -9,40 +9,45 @@ use std::any::Any;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+/// Where a piece of an arena lies. A name, not an owner.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub(crate) start: NonNull<u8>,
+    pub(super) bytes: usize,
+}
+
+impl Piece {
+    #[inline]
+    pub(crate) fn words(self) -> usize {
+        self.bytes / WORD
+    }
+}
+
 /// A zeroed, 8-aligned piece of an arena with one owner. Freed on drop.
 #[derive(Debug)]
 pub(crate) struct Block {
     arena: Arena,
-    start: NonNull<u8>,
-    bytes: usize,
+    piece: Piece,
 }
 
 // SAFETY: a block is plain memory with one owner; jemalloc frees from any thread.
 unsafe impl Send for Block {}
-// SAFETY: through `&Block` the memory can only be named, or read by `Frozen`, which nobody writes.
+// SAFETY: through `&Block` the memory can only be named.
 unsafe impl Sync for Block {}
 
 impl Block {
-    pub(super) fn new(arena: Arena, start: NonNull<u8>, bytes: usize) -> Self {
-        Self { arena, start, bytes }
-    }
-
-    pub(crate) fn start(&self) -> NonNull<u8> {
-        self.start
-    }
-
-    pub(crate) fn words(&self) -> usize {
-        self.bytes / WORD
+    pub(super) fn new(arena: Arena, piece: Piece) -> Self {
+        Self { arena, piece }
     }
 
     /// The word of the arena at which it begins.
     pub(crate) fn offset(&self) -> u64 {
-        self.arena.offset_of(self.start)
+        self.arena.offset_of(self.piece)
     }
 
     /// Turns the block into words that this process writes while others read them.
     pub(crate) fn into_words(self) -> OwnWords {
-        let (start, words) = (self.start.cast(), self.words());
+        let (start, words) = (self.piece.start.cast(), self.piece.words());
         let keep: Arc<dyn Any + Send + Sync> = Arc::new(self);
         // SAFETY: the block is that many aligned words, lives as long as `keep`, and was given up to this value.
         unsafe { OwnWords::new(start, words, keep) }
@@ -51,22 +56,59 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: `start` came from this arena's `alloc` with this size; a block is dropped once.
-        unsafe { self.arena.free(self.start, self.bytes) };
+        // SAFETY: the piece came from this arena, and its only owner is being dropped.
+        unsafe { self.arena.free(self.piece) };
     }
 }
 
-/// A segment: a block, of which the first words are in use.
+/// Pieces of one arena that are being written, each from its start. Freed on drop.
 #[derive(Debug)]
-pub(crate) struct Segment {
-    pub(crate) block: Block,
-    pub(crate) used: usize,
+pub(crate) struct Segments {
+    arena: Arena,
+    /// With the words in use.
+    pieces: SmallVec<[(Piece, usize); 1]>,
+}
+
+// SAFETY: as for `Block`.
+unsafe impl Send for Segments {}
+// SAFETY: as for `Block`; `Frozen` reads what nobody writes any more.
+unsafe impl Sync for Segments {}
+
+impl Segments {
+    pub(crate) fn new(arena: Arena) -> Self {
+        Self { arena, pieces: SmallVec::new() }
+    }
+
+    /// Adds a zeroed piece of `words` words.
+    #[inline]
+    pub(crate) fn add(&mut self, words: u32) -> Result<Piece, AllocError> {
+        let piece = self.arena.cut(words as usize * WORD, WORD)?;
+        self.pieces.push((piece, 0));
+        Ok(piece)
+    }
+
+    /// Notes how many words from `start` are in use; false if no piece begins there.
+    #[inline]
+    pub(crate) fn used(&mut self, start: NonNull<u8>, words: u32) -> bool {
+        let found = self.pieces.iter_mut().find(|(piece, _)| piece.start == start);
+        // A segment that nothing was put into still has its first, zero word: no name is of nothing.
+        found.map(|(_, used)| *used = words.max(1) as usize).is_some()
+    }
+}
+
+impl Drop for Segments {
+    fn drop(&mut self) {
+        for &(piece, _) in &self.pieces {
+            // SAFETY: the piece came from this arena, and its only owner is being dropped.
+            unsafe { self.arena.free(piece) };
+        }
+    }
 }
 
 /// Segments that nobody writes any more: what a loan keeps alive.
 #[derive(Debug)]
 pub(crate) struct Frozen {
-    segments: SmallVec<[Segment; 1]>,
+    segments: Segments,
     /// With more than one segment: where each begins and how long it is, two words each.
     table: Option<Block>,
 }
@@ -78,59 +120,62 @@ pub(crate) const MAX_SEGMENTS: usize = 512;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FreezeProblem {
     Alloc(AllocError),
-    TooManySegments(usize),
+    Segments(usize),
 }
 
 impl Frozen {
-    /// `segments` must be one or more of the same arena, each using at least one word.
-    pub(crate) fn new(arena: &Arena, segments: SmallVec<[Segment; 1]>) -> Result<Self, FreezeProblem> {
-        debug_assert!(segments.iter().all(|segment| segment.used > 0 && segment.block.arena.same(arena)));
-        if segments.len() > MAX_SEGMENTS {
-            return Err(FreezeProblem::TooManySegments(segments.len()));
-        }
-        let table = match segments.len() {
+    /// `segments` must be one or more, each using at least one word.
+    #[inline]
+    pub(crate) fn new(segments: Segments) -> Result<Self, FreezeProblem> {
+        debug_assert!(segments.pieces.iter().all(|&(_, used)| used > 0));
+        let table = match segments.pieces.len() {
             1 => None,
-            count => Some(Self::table(arena, &segments, count).map_err(FreezeProblem::Alloc)?),
+            2..=MAX_SEGMENTS => Some(Self::table(&segments).map_err(FreezeProblem::Alloc)?),
+            count => return Err(FreezeProblem::Segments(count)),
         };
         Ok(Self { segments, table })
     }
 
-    fn table(arena: &Arena, segments: &[Segment], count: usize) -> Result<Block, AllocError> {
-        let table = arena.alloc(count * 2 * WORD, WORD)?;
-        for (index, segment) in segments.iter().enumerate() {
-            let entry = table.start().cast::<[u64; 2]>();
-            // SAFETY: the block has room for `count` entries of two words, is 8-aligned, and nobody else has it yet.
-            unsafe { entry.add(index).write([segment.block.offset(), segment.used as u64]) };
+    fn table(segments: &Segments) -> Result<Block, AllocError> {
+        let table = segments.arena.alloc(segments.pieces.len() * 2 * WORD, WORD)?;
+        for (index, &(piece, used)) in segments.pieces.iter().enumerate() {
+            let entry = table.piece.start.cast::<[u64; 2]>();
+            // SAFETY: the block has room for an entry of two words per piece, is 8-aligned, and nobody else has it yet.
+            unsafe { entry.add(index).write([segments.arena.offset_of(piece), used as u64]) };
         }
         Ok(table)
     }
 
-    pub(crate) fn arena(&self) -> Option<&Arena> {
-        self.segments.first().map(|segment| &segment.block.arena)
+    #[inline]
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.segments.arena
     }
 
-    /// What a handle has to name: the segment itself, or the table of several.
-    pub(crate) fn place(&self) -> Option<(u64, u64)> {
-        let first = self.segments.first()?;
-        Some(match &self.table {
-            None => (first.block.offset(), first.used as u64),
-            Some(table) => (table.offset(), table.words() as u64),
-        })
+    /// What a handle has to name, in words: the segment itself, or the table of several.
+    #[inline]
+    pub(crate) fn place(&self) -> (u64, u64) {
+        match (&self.table, self.segments.pieces.first()) {
+            (Some(table), _) => (table.offset(), table.piece.words() as u64),
+            (None, Some(&(piece, used))) => (self.segments.arena.offset_of(piece), used as u64),
+            (None, None) => unreachable!("`new` refuses what has no segments"),
+        }
     }
 
+    #[inline]
     pub(crate) fn segment_count(&self) -> usize {
-        self.segments.len()
+        self.segments.pieces.len()
     }
 
     /// The bytes of segment `index`, which nobody writes while `self` lives.
     pub(crate) fn segment(&self, index: usize) -> Option<&[u8]> {
-        let segment = self.segments.get(index)?;
-        // SAFETY: `used` words of the block are initialised (blocks come zeroed), live as long as `self`, and are
+        let &(piece, used) = self.segments.pieces.get(index)?;
+        // SAFETY: `used` words of the piece are initialised (pieces come zeroed), live as long as `self`, and are
         // written by nobody: this process gave up its writer to make `self`, and no other process has ever had one.
-        Some(unsafe { std::slice::from_raw_parts(segment.block.start.as_ptr(), segment.used * WORD) })
+        Some(unsafe { std::slice::from_raw_parts(piece.start.as_ptr(), used * WORD) })
     }
 
+    /// What it keeps from being used otherwise.
     pub(crate) fn bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.block.bytes as u64).sum()
+        self.segments.pieces.iter().map(|(piece, _)| piece.bytes as u64).sum()
     }
 }

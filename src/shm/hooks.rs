@@ -84,7 +84,7 @@ impl Hooks {
         };
         // Only the number is shared, nothing is published by it.
         let end = self.carved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, carve);
-        end.ok().and_then(|before| carve(before)).map(|end| base + end - size)
+        end.ok().and_then(carve).map(|end| base + end - size)
     }
 
     fn commit(&self, address: usize, len: usize) -> bool {

@@ -67,9 +67,7 @@ impl Loans {
         if book.loans >= self.quota.loans {
             return Err(exceeded);
         }
-        let (Some(arena), Some((offset, len))) = (message.arena(), message.place()) else {
-            return Err(exceeded);
-        };
+        let (offset, len) = message.place();
         let index = book.free.pop().unwrap_or_else(|| {
             book.entries.push(Entry { round: 0, loan: None });
             // Fewer than 2^20 entries exist, by the quota.
@@ -80,7 +78,7 @@ impl Loans {
         };
         entry.round = entry.round.wrapping_add(1);
         let ticket = index | entry.round << INDEX_BITS;
-        let handle = Handle { arena: arena.id(), offset, len, ticket };
+        let handle = Handle { arena: message.arena().id(), offset, len, ticket };
         entry.loan = Some((handle, message.clone()));
         book.loans += 1;
         book.bytes = held;

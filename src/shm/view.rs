@@ -41,13 +41,12 @@ impl View {
         Ok(Arc::new(Self { map, arena }))
     }
 
-    /// The only way from a handle to memory.
-    pub(crate) fn borrow(self: &Arc<Self>, handle: Handle, home: Arc<dyn Home>) -> Result<Borrowed, PeerMisbehaved> {
+    #[inline]
+    fn borrow(&self, handle: Handle) -> Result<Place, PeerMisbehaved> {
         if handle.arena != self.arena {
             return Err(PeerMisbehaved::UnknownArena { found: handle.arena, expected: self.arena });
         }
-        let place = self.check(handle.offset, handle.len)?;
-        Ok(Borrowed { view: self.clone(), place, handle, home })
+        self.check(handle.offset, handle.len)
     }
 
     /// A run of words that the peer goes on writing.
@@ -55,35 +54,43 @@ impl View {
         let place = self.check(offset, len)?;
         // SAFETY: `check` vouches for the range, the view keeps it mapped, and this process reaches a peer's live
         // words through `PeerWords` only.
-        Ok(unsafe { PeerWords::new(self.start(place).cast(), place.len, self.clone()) })
+        Ok(unsafe { PeerWords::new(place.start.cast(), place.len, self.clone()) })
     }
 
+    #[inline]
     fn check(&self, offset: u64, len: u64) -> Result<Place, PeerMisbehaved> {
         let arena_words = (self.map.len() / WORD) as u64;
         match offset.checked_add(len) {
-            Some(end) if len > 0 && end <= arena_words => Ok(Place { offset: offset as usize, len: len as usize }),
+            Some(end) if len > 0 && end <= arena_words => {
+                // SAFETY: the range was just found to lie inside the mapping.
+                let start = unsafe { self.map.base().add(offset as usize * WORD) };
+                Ok(Place { start, len: len as usize })
+            }
             _ => Err(PeerMisbehaved::HandleOutOfRange { offset, len, arena_words }),
         }
-    }
-
-    fn start(&self, place: Place) -> NonNull<u8> {
-        // SAFETY: a `Place` is made by `check` alone, so it lies inside the mapping.
-        unsafe { self.map.base().add(place.offset * WORD) }
     }
 }
 
 /// Where a borrowed handle goes when it is no longer read.
 pub(crate) trait Home: Send + Sync {
+    /// The view that handles from there are resolved in: always the same one, alive as long as `self`.
+    fn view(&self) -> &View;
+
     /// Called once, from any thread, without blocking.
     fn owe(&self, handle: Handle);
 }
 
-/// Words inside the view they were checked against.
+/// Words inside the view they were checked against, and as long-lived as that.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
-    offset: usize,
+    start: NonNull<u8>,
     len: usize,
 }
+
+// SAFETY: a place is an address in a view, which may be read from any thread.
+unsafe impl Send for Place {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Place {}
 
 impl Place {
     pub(crate) fn words(self) -> usize {
@@ -93,38 +100,46 @@ impl Place {
 
 /// Memory on loan from a peer: checked to exist, not to stay as it is. Goes home on drop.
 pub(crate) struct Borrowed {
-    view: Arc<View>,
     place: Place,
     handle: Handle,
     home: Arc<dyn Home>,
 }
 
 impl Borrowed {
+    /// Resolves a peer's handle: the only way from one to memory.
+    #[inline]
+    pub(crate) fn new(handle: Handle, home: Arc<dyn Home>) -> Result<Self, PeerMisbehaved> {
+        let place = home.view().borrow(handle)?;
+        Ok(Self { place, handle, home })
+    }
+
     /// What the handle itself names.
+    #[inline]
     pub(crate) fn whole(&self) -> Place {
         self.place
     }
 
     /// Another part of the same arena that the peer names, as a segment table does.
     pub(crate) fn part(&self, offset: u64, len: u64) -> Result<Place, PeerMisbehaved> {
-        self.view.check(offset, len)
+        self.home.view().check(offset, len)
     }
 
-    /// Copies a place word by word into private memory, each word read exactly once.
+    /// Copies a place of this loan's view word by word into private memory, each word read exactly once.
     pub(crate) fn copy_out(&self, place: Place, into: &mut Vec<u64>) {
-        let start = self.view.start(place).cast::<AtomicU64>();
         // SAFETY: the place lies in the view, which stays mapped; atomics allow for a peer that writes meanwhile.
-        let words = unsafe { std::slice::from_raw_parts(start.as_ptr(), place.len) };
+        let words = unsafe { std::slice::from_raw_parts(place.start.cast::<AtomicU64>().as_ptr(), place.len) };
         into.extend(words.iter().map(|word| word.load(Ordering::Relaxed)));
     }
 
-    /// The bytes of a place, where they lie.
+    /// The bytes of a place of this loan's view, where they lie.
     ///
     /// # Safety
     /// The peer must not write them while the slice lives: see [`Trust::in_place`](crate::Trust::in_place).
+    #[inline]
     pub(crate) unsafe fn bytes(&self, place: Place) -> &[u8] {
-        // SAFETY: the place lies in the view, which stays mapped while `self` lives; the caller vouches for the peer.
-        unsafe { std::slice::from_raw_parts(self.view.start(place).as_ptr(), place.len * WORD) }
+        // SAFETY: the place lies in the view, which `home` keeps mapped while `self` lives; the caller vouches for the
+        // peer.
+        unsafe { std::slice::from_raw_parts(place.start.as_ptr(), place.len * WORD) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! An address range over a memfd, unmapped on drop. Knows not what lies in it.
 
+use super::fork;
 use super::memfd::Memfd;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use std::ffi::c_void;
@@ -19,6 +20,7 @@ pub(crate) enum Access {
 pub(crate) struct Mapping {
     base: NonNull<c_void>,
     len: NonZeroUsize,
+    fork: u32,
 }
 
 // SAFETY: the range is plain memory, valid from any thread until drop; what may be done with it is its users' concern.
@@ -37,7 +39,7 @@ impl Mapping {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: no address is asked for, so no existing mapping is touched.
         let base = unsafe { mmap(None, len, protection, flags, memfd, 0) }?;
-        let mapping = Self { base, len };
+        let mapping = Self { base, len, fork: fork::generation() };
         // SAFETY: the range was mapped just now; DONTFORK changes nothing in this process.
         unsafe { madvise(mapping.base, mapping.len.get(), MmapAdvise::MADV_DONTFORK) }?;
         Ok(mapping)
@@ -54,9 +56,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range is ours and nobody keeps a pointer into it past this value. In a forked child the range
-        // is not mapped; nothing else can be there unless the child mapped it itself, so it is left alone.
-        if super::fork::generation() == 0 {
+        // A forked child does not have the range; what it has there now, if anything, is its own.
+        if self.fork == fork::generation() {
+            // SAFETY: the range is ours and nobody keeps a pointer into it past this value.
             let _ = unsafe { munmap(self.base, self.len.get()) };
         }
     }

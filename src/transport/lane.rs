@@ -183,14 +183,14 @@ impl Lane {
     /// carry them.
     #[inline]
     fn return_many(&mut self) {
-        if self.port.owed() >= self.inbox.many_owed {
+        if self.port.owes() >= self.inbox.many_owed {
             self.return_all();
         }
     }
 
     #[cold]
     fn return_all(&mut self) {
-        while self.port.is_open() && self.port.owed() >= RETURNS {
+        while self.port.is_open() && self.port.owes() >= RETURNS {
             let home = std::array::from_fn(|_| self.port.pop_owed());
             if !matches!(self.push(Descriptor::Returns(home)), Ok(true)) {
                 // No room now: they go home another way.

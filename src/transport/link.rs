@@ -411,7 +411,7 @@ pub(crate) fn cut_area(arena: &Arena, slots: u32) -> Result<(Arc<OwnWords>, Area
 /// Checks the peer's half of a channel.
 pub(crate) fn view_area(view: &Arc<View>, at: AreaAt) -> Result<Arc<PeerWords>, PeerMisbehaved> {
     let possible = ring::SLOTS_RANGE.contains(&at.slots) && at.slots.is_power_of_two();
-    if !possible || at.offset % (AREA_ALIGN / WORD) as u64 != 0 {
+    if !possible || !at.offset.is_multiple_of((AREA_ALIGN / WORD) as u64) {
         return Err(PeerMisbehaved::Frame("impossible ring"));
     }
     view.words(at.offset, ring::area::words(at.slots) as u64).map(Arc::new)

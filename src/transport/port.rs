@@ -5,12 +5,12 @@
 use super::ended::{Ended, EndedError};
 use super::link::{Core, Link};
 use crate::shm::handle::Handle;
-use crate::shm::view::Home;
+use crate::shm::view::{Home, View};
 use crate::sys::fork;
 use crate::sys::futex::Bell;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// See the module's own words.
 pub(crate) struct Port {
@@ -20,6 +20,8 @@ pub(crate) struct Port {
     pub(crate) bell: Bell,
     state: AtomicU32,
     owed: Mutex<Owed>,
+    /// How many handles `owed` has: read without its lock.
+    owes: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -36,7 +38,15 @@ const OVER: u32 = 2;
 
 impl Port {
     pub(super) fn new(link: Link, number: u32, name: String) -> Self {
-        Self { link, number, name, bell: Bell::default(), state: AtomicU32::new(0), owed: Mutex::default() }
+        Self {
+            link,
+            number,
+            name,
+            bell: Bell::default(),
+            state: AtomicU32::new(0),
+            owed: Mutex::default(),
+            owes: AtomicUsize::new(0),
+        }
     }
 
     pub(crate) fn core(&self) -> &Core {
@@ -83,17 +93,31 @@ impl Port {
     /// A handle for the next slot that goes the peer's way.
     #[inline]
     pub(super) fn pop_owed(&self) -> Option<Handle> {
+        if self.owes() == 0 {
+            return None;
+        }
         let mut owed = self.owed.lock();
         owed.stale = owed.stale.saturating_sub(1);
-        owed.handles.pop_front()
+        let handle = owed.handles.pop_front();
+        self.count(&owed);
+        handle
     }
 
     pub(super) fn push_front_owed(&self, handle: Handle) {
-        self.owed.lock().handles.push_front(handle);
+        let mut owed = self.owed.lock();
+        owed.handles.push_front(handle);
+        self.count(&owed);
     }
 
-    pub(super) fn owed(&self) -> usize {
-        self.owed.lock().handles.len()
+    /// How many handles are owed. Another thread's latest may be missing.
+    #[inline]
+    pub(super) fn owes(&self) -> usize {
+        // A number to act on sooner or later; the handles themselves are under the lock.
+        self.owes.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, owed: &Owed) {
+        self.owes.store(owed.handles.len(), Ordering::Relaxed);
     }
 
     /// Takes what was owed at the last call already and is still; tells whether anything is owed since.
@@ -102,15 +126,24 @@ impl Port {
         let stale = owed.stale.min(owed.handles.len());
         into.extend(owed.handles.drain(..stale));
         owed.stale = owed.handles.len();
+        self.count(&owed);
         owed.stale > 0
     }
 }
 
 impl Home for Port {
+    #[inline]
+    fn view(&self) -> &View {
+        self.core().view()
+    }
+
     fn owe(&self, handle: Handle) {
         // In a forked child the books are a copy, and their lock may have been held by a thread that is not here.
         if fork::generation() == self.core().fork() {
-            self.owed.lock().handles.push_back(handle);
+            let mut owed = self.owed.lock();
+            owed.handles.push_back(handle);
+            self.count(&owed);
+            drop(owed);
             self.core().arm();
         }
     }
