@@ -24,6 +24,25 @@ use std::time::{Duration, Instant};
 ///
 /// Owned by one thread at a time (`Send`, all methods take `&mut self`). Everything that was sent before the other
 /// side closed, or died, can still be received. Dropping it closes the channel; messages received over it stay.
+///
+/// ```no_run
+/// # capnp::generated_code!(mod hello_capnp);
+/// # use hello_capnp::hello;
+/// use std::time::Duration;
+/// use strait::{Channel, RequestError};
+///
+/// fn ask(channel: &mut Channel<hello::Owned>) -> Result<(), Box<dyn std::error::Error>> {
+///     let mut question = channel.create_msg();
+///     question.init_root().set_greet("world");
+///     match channel.request(&question.freeze()?, Duration::from_millis(50)) {
+///         Ok(answer) => println!("{:?}", answer.get()?),
+///         Err(RequestError::TimedOut) => println!("no answer"),
+///         Err(other) => return Err(other.into()),
+///     }
+///     Ok(())
+/// }
+/// # fn main() {}
+/// ```
 pub struct Channel<T: Schema> {
     lane: Lane,
     trust: Trust,

@@ -27,6 +27,19 @@ pub enum FreezeError {
 ///
 /// Belongs to nobody but its writer until [`freeze`](Self::freeze) makes it a [`Message`]; dropped, it was never there.
 /// Never blocks. Where the arena is full it goes on in private memory and `freeze` reports it.
+///
+/// ```no_run
+/// # capnp::generated_code!(mod hello_capnp);
+/// # use hello_capnp::hello;
+/// use strait::{Arena, Builder, FreezeError, Message, data_len};
+///
+/// fn text(arena: &Arena, text: &str) -> Result<Message<hello::Owned>, Box<dyn std::error::Error>> {
+///     let mut builder = Builder::<hello::Owned>::with_capacity(arena, text.len() + 64);
+///     builder.init_root().init_answer(data_len(text.len())?).push_str(text);
+///     Ok(builder.freeze()?)
+/// }
+/// # fn main() {}
+/// ```
 pub struct Builder<T: Schema> {
     capnp: message::Builder<ArenaSegments>,
     root: PhantomData<T>,

@@ -11,6 +11,17 @@ use std::sync::Arc;
 /// May be sent any number of times, over any number of channels and sessions that share its arena: what crosses is its
 /// name. A clone is another handle to the same bytes. They are freed when the last handle is gone and the last receiver
 /// has returned what it was lent, or died.
+///
+/// ```no_run
+/// # capnp::generated_code!(mod hello_capnp);
+/// # use hello_capnp::hello;
+/// use strait::{Channel, Message, SendError};
+///
+/// fn broadcast(news: &Message<hello::Owned>, to: &mut [Channel<hello::Owned>]) -> Result<(), SendError> {
+///     to.iter_mut().try_for_each(|channel| channel.send(news).map(drop))
+/// }
+/// # fn main() {}
+/// ```
 #[derive(Debug)]
 pub struct Message<T: Schema> {
     frozen: Arc<Frozen>,

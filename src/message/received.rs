@@ -15,6 +15,20 @@ use std::sync::Arc;
 ///
 /// Read in place, the bytes are on loan: dropping this, in any thread, sends them home with whatever goes that way
 /// next. Until then they stay, even if the channel or the session is closed meanwhile, or the sender is killed.
+///
+/// ```no_run
+/// # capnp::generated_code!(mod hello_capnp);
+/// # use hello_capnp::hello;
+/// use strait::Received;
+///
+/// fn read(message: &Received<hello::Owned>) -> Result<usize, Box<dyn std::error::Error>> {
+///     Ok(match message.get()?.which()? {
+///         hello::Greet(name) => name?.len(),
+///         hello::Answer(text) => text?.len(),
+///     })
+/// }
+/// # fn main() {}
+/// ```
 pub struct Received<T: Schema> {
     reader: Reader<Segments>,
     id: u64,

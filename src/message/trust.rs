@@ -37,6 +37,12 @@ impl Trust {
     /// You vouch for the program at the other end: it must not write to a message after sending it. A peer built on
     /// this crate cannot do so without `unsafe` code of its own. Say it once per app, for programs that you could
     /// as well have linked into this one; for anyone else take [`snapshot`](Self::snapshot).
+    ///
+    /// ```
+    /// // SAFETY: "reader" is this workspace's own program, which writes no message after sending it.
+    /// let trust = unsafe { strait::Trust::in_place() };
+    /// assert_ne!(trust, strait::Trust::default());
+    /// ```
     #[must_use]
     pub unsafe fn in_place() -> Self {
         Self(How::InPlace)

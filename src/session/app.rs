@@ -13,6 +13,19 @@ use std::time::Duration;
 /// A client app: what it is called, what it opens, and how far it believes the server it connects to.
 ///
 /// The same type describes it to a server's allow-list; there, only the name and the user count.
+///
+/// ```no_run
+/// # capnp::generated_code!(mod hello_capnp);
+/// # use hello_capnp::hello;
+/// use std::time::Duration;
+/// use strait::{ClientApp, ServerApp};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let greeter = ClientApp::new("greeter").channel::<hello::Owned>("main").timeout(Duration::from_secs(1));
+/// let session = greeter.connect(&ServerApp::new("hello"))?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct ClientApp {
     pub(super) name: String,
@@ -26,6 +39,21 @@ pub struct ClientApp {
 /// A server app: what it is called, where it is found, what it serves, and to whom.
 ///
 /// The same type describes it to a client; there, the name, the place and the user count.
+///
+/// ```no_run
+/// # capnp::generated_code!(mod hello_capnp);
+/// # use hello_capnp::hello;
+/// use strait::{ClientApp, ServerApp, Trust};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let server = ServerApp::new("hello")
+///     .allow(&ClientApp::new("greeter"), Trust::snapshot())
+///     .allow(&ClientApp::new("guest").uid(65534), Trust::snapshot_up_to(1 << 20))
+///     .channel::<hello::Owned>("main")
+///     .bind()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct ServerApp {
     pub(super) name: String,

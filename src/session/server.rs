@@ -61,6 +61,25 @@ impl ServerApp {
 /// A server app that listens. Threads may share it and accept at once.
 ///
 /// Dropping it frees the name; sessions that were accepted go on.
+///
+/// ```no_run
+/// # capnp::generated_code!(mod hello_capnp);
+/// # use hello_capnp::hello;
+/// use strait::{AcceptError, SessionServer};
+///
+/// fn run(server: &SessionServer) {
+///     loop {
+///         match server.accept() {
+///             Ok(session) => {
+///                 std::thread::spawn(move || session.accept_channel::<hello::Owned>());
+///             }
+///             Err(AcceptError::Closed) => return,
+///             Err(refused) => eprintln!("{refused}"),
+///         }
+///     }
+/// }
+/// # fn main() {}
+/// ```
 #[derive(Debug)]
 pub struct SessionServer {
     app: ServerApp,

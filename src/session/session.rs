@@ -20,6 +20,21 @@ use std::time::{Duration, Instant};
 ///
 /// A clone is another handle to the same session; threads may share it. It ends when either side closes it, drops
 /// every handle, channel and received message of it, or dies.
+///
+/// ```no_run
+/// # capnp::generated_code!(mod hello_capnp);
+/// # use hello_capnp::hello;
+/// use std::time::Duration;
+/// use strait::{ChannelError, Session};
+///
+/// fn talk(session: &Session) -> Result<(), ChannelError> {
+///     let ours = session.open_channel::<hello::Owned>("main", Duration::from_secs(1))?;
+///     println!("to {} (pid {})", session.peer_name(), session.peer().pid);
+///     session.close();
+///     Ok(())
+/// }
+/// # fn main() {}
+/// ```
 #[derive(Clone)]
 pub struct Session {
     link: Link,

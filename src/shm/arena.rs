@@ -47,6 +47,22 @@ pub(crate) struct Options {
 ///
 /// A clone is another handle to the same arena. The memory goes back to the system when the last handle, block,
 /// message and loan is gone. Threads may share it; each has its own cache of small blocks.
+///
+/// ```
+/// use strait::{ClientApp, ServerApp};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = std::env::temp_dir().join(format!("strait-doc-{}", std::process::id()));
+/// let server = ServerApp::new("doc").run_dir(&dir).arena_bytes(1 << 30).bind()?;
+/// let arena = server.arena();
+/// assert_eq!(arena.capacity(), 1 << 30);
+/// arena.purge();
+/// assert_eq!(arena.resident()?, 0);
+/// # drop(server);
+/// # std::fs::remove_dir(dir)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Arena(Arc<Owned>);
 

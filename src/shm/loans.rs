@@ -9,6 +9,11 @@ use std::sync::Arc;
 use thiserror::Error;
 
 /// What one borrower may hold at a time.
+///
+/// ```
+/// use strait::{LoanQuota, ServerApp};
+/// let app = ServerApp::new("cache").loan_quota(LoanQuota { loans: 100, bytes: 1 << 20 });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoanQuota {
     /// Messages on loan, at most 2^20.

@@ -4,6 +4,12 @@ use std::hint::spin_loop;
 use std::time::Instant;
 
 /// How a side of a channel waits.
+///
+/// ```
+/// use strait::{ClientApp, Wait};
+/// let app = ClientApp::new("greeter").wait(Wait::Park);
+/// assert_eq!(Wait::default(), Wait::Adaptive);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wait {
