@@ -8,6 +8,7 @@ pub use error::{RecvError, RequestError, SendError};
 
 use crate::message::{Builder, Message, OpenProblem, Opening, Received, Schema, Shelf, Trust};
 use crate::shm::handle::Handle;
+use crate::shm::loans::LendProblem;
 use crate::shm::view::Borrowed;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::descriptor::Envelope;
@@ -269,11 +270,19 @@ impl<T: Schema> Channel<T> {
         Ok(Envelope {
             id: self.conversation.next_id(),
             in_reply_to,
-            handle: core.loans().lend(frozen)?,
+            handle: core.loans().lend(frozen).map_err(|problem| self.not_lent(problem))?,
             // At most 512, or it would not be frozen.
             segments: frozen.segment_count() as u16,
             returned: None,
         })
+    }
+
+    #[cold]
+    fn not_lent(&self, problem: LendProblem) -> SendError {
+        match problem {
+            LendProblem::Quota(exceeded) => SendError::Quota(exceeded),
+            LendProblem::Over => SendError::Ended(self.port().error()),
+        }
     }
 
     /// What was not sent is not on loan either.

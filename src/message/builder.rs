@@ -42,7 +42,7 @@ pub enum FreezeError {
 /// ```
 pub struct Builder<T: Schema> {
     capnp: message::Builder<ArenaSegments>,
-    root: PhantomData<T>,
+    root: PhantomData<fn() -> T>,
 }
 
 impl<T: Schema> Builder<T> {

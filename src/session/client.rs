@@ -25,7 +25,7 @@ impl ClientApp {
     /// # Errors
     /// [`ConnectError`]; nothing is left of the attempt then.
     pub fn connect(&self, server: &ServerApp) -> Result<Session, ConnectError> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now().checked_add(self.timeout);
         self.check_names(server)?;
         let socket = self.knock(server)?;
         let peer = socket.peer().map_err(gone)?;
@@ -115,22 +115,23 @@ impl ClientApp {
 fn await_answer(
     socket: &SeqPacket,
     channels: usize,
-    deadline: Instant,
+    deadline: Option<Instant>,
 ) -> Result<(Answer, Option<OwnedFd>), ConnectError> {
-    let mut frame = [0; FRAME];
+    // One more byte than a frame, so that a longer one shows.
+    let mut frame = [0; FRAME + 1];
     loop {
         if let Some(packet) = socket.recv(&mut frame).map_err(gone)? {
             if packet.len == 0 {
                 return Err(ConnectError::Disconnected);
             }
-            if packet.truncated {
-                // Its descriptor found no room in this process, or it was longer than any version's.
+            if packet.truncated && packet.len <= FRAME {
+                // Its descriptor found no room in this process.
                 return Err(ConnectError::Io(io::ErrorKind::OutOfMemory.into()));
             }
             let answer = Answer::from_bytes(frame.get(..packet.len).unwrap_or(&frame), channels)?;
             return Ok((answer, packet.fds.into_iter().next()));
         }
-        if !poll_readable(&[socket.as_fd()], Some(deadline))?.contains(&true) {
+        if !poll_readable(&[socket.as_fd()], deadline)?.contains(&true) {
             return Err(ConnectError::TimedOut);
         }
     }

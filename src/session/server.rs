@@ -14,6 +14,7 @@ use crate::sys::seqpacket::{Credentials, Listener, Packet, SeqPacket, poll_reada
 use crate::transport::link::{LinkParts, cut_area, view_area};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::Mutex;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,20 +40,20 @@ impl ServerApp {
         let lock_name = format!("{}.lock", self.name);
         let lock = LockFile::acquire(dir.fd.as_fd(), &lock_name).map_err(io::Error::from)?;
         let lock = lock.ok_or_else(|| BindError::AddrInUse { path: dir.shown(&lock_name) })?;
-        let socket_name = self.socket_name();
+        let place = Place { socket_name: self.socket_name(), dir, lock };
         // The lock says that whoever made it is dead.
-        remove(&dir, &socket_name).map_err(io::Error::from)?;
-        let listener = Listener::bind(&dir.reached(&socket_name), others).map_err(io::Error::from)?;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(io::Error::from)?;
+        place.remove_socket().map_err(io::Error::from)?;
         let arena = self.options.make_arena(false)?;
-        tracing::info!(app = self.name, "listening at {}", dir.shown(&socket_name).display());
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(io::Error::from)?;
+        let listener = Listener::bind(&place.dir.reached(&place.socket_name), others).map_err(io::Error::from)?;
+        tracing::info!(app = self.name, "listening at {}", place.dir.shown(&place.socket_name).display());
         Ok(SessionServer {
             arena,
             waiting: Mutex::default(),
             listener,
             stop,
             closed: AtomicBool::new(false),
-            _place: Place { dir, socket_name, lock },
+            _place: place,
             app: self,
         })
     }
@@ -100,10 +101,19 @@ struct Place {
     lock: LockFile,
 }
 
+impl Place {
+    fn remove_socket(&self) -> nix::Result<()> {
+        match unlinkat(&self.dir.fd, self.socket_name.as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         if self.lock.is_held() {
-            let _ = remove(&self.dir, &self.socket_name);
+            let _ = self.remove_socket();
         }
     }
 }
@@ -185,7 +195,8 @@ impl SessionServer {
                 }
                 continue;
             };
-            let mut frame = [0; FRAME];
+            // One more byte than a frame, so that a longer one shows.
+            let mut frame = [0; FRAME + 1];
             let client = waiting.swap_remove(index);
             match client.socket.recv(&mut frame) {
                 Ok(None) => waiting.push(client),
@@ -222,11 +233,11 @@ impl SessionServer {
         Ok(ready.iter().take(waiting.len()).position(|&ready| ready))
     }
 
-    fn log_in(&self, socket: SeqPacket, frame: &[u8; FRAME], packet: Packet) -> Result<Session, AcceptError> {
+    fn log_in(&self, socket: SeqPacket, frame: &[u8], packet: Packet) -> Result<Session, AcceptError> {
         if packet.len == 0 {
             return Err(AcceptError::Disconnected);
         }
-        if packet.truncated && packet.len == FRAME {
+        if packet.truncated && packet.len <= FRAME {
             // Its descriptor found no room in this process.
             return Err(refuse(&socket, Refused::Busy, None));
         }
@@ -254,7 +265,10 @@ impl SessionServer {
         let Terms { arena, arena_bytes, .. } = hello.terms;
         let view = match View::map(memory, arena, arena_bytes, self.app.options.peer_arena_max) {
             Ok(view) => view,
-            Err(ViewError::Bad(_)) => return Err(no(Refused::Memory)),
+            Err(ViewError::Bad(bad)) => {
+                tracing::warn!(client = hello.client, pid = peer.pid, "memory refused: {bad}");
+                return Err(no(Refused::Memory));
+            }
             Err(error) => {
                 no(Refused::Busy);
                 return Err(error.into());
@@ -314,12 +328,5 @@ fn refuse(socket: &SeqPacket, refused: Refused, whom: Option<(&Hello, Credential
             refused.explain(hello, peer.uid, peer.gid, true).into()
         }
         None => super::error::LoginError::Busy.into(),
-    }
-}
-
-fn remove(dir: &RunDir, name: &str) -> nix::Result<()> {
-    match nix::unistd::unlinkat(&dir.fd, name, nix::unistd::UnlinkatFlags::NoRemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(errno),
     }
 }

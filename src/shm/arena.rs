@@ -2,7 +2,7 @@
 //! own. Knows nothing of who borrows the blocks.
 
 use super::block::{Block, Piece};
-use super::handle::{MASK_24, WORD};
+use super::handle::{MASK_24, OFFSET_BITS, WORD};
 use super::hooks::Hooks;
 use super::mallctl;
 use super::tcache::Tcaches;
@@ -91,7 +91,7 @@ impl Arena {
         static SERIALS: AtomicU64 = AtomicU64::new(1);
         let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
         let id = u32::try_from(serial).ok().filter(|&id| id <= MASK_24).ok_or(io::ErrorKind::QuotaExceeded)?;
-        let memfd = Arc::new(Memfd::create(c"strait-arena", options.bytes)?);
+        let memfd = Arc::new(Memfd::create(c"strait-arena", options.bytes.min(BYTES_MAX))?);
         let map = Mapping::new(&memfd, memfd.len(), Access::ReadWrite)?;
         memfd.seal(options.writable)?;
         let base = map.base().as_ptr().expose_provenance();
@@ -223,6 +223,9 @@ impl Drop for Owned {
         self.hooks.retire();
     }
 }
+
+/// Handles reach no further.
+const BYTES_MAX: usize = WORD << OFFSET_BITS;
 
 /// The least that jemalloc may grow an arena by when it grows in steps.
 const GROW: usize = 32 * PAGE;

@@ -41,7 +41,9 @@ impl Handle {
 
 /// The largest arena number.
 pub(crate) const MASK_24: u32 = (1 << 24) - 1;
-const MASK_36: u64 = (1 << 36) - 1;
+const MASK_36: u64 = (1 << OFFSET_BITS) - 1;
+/// What an offset or a length in words may need.
+pub(crate) const OFFSET_BITS: u32 = 36;
 
 #[cfg(test)]
 mod tests {

@@ -32,6 +32,14 @@ pub struct QuotaExceeded {
     pub bytes: u64,
 }
 
+/// Why a message is not lent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LendProblem {
+    Quota(QuotaExceeded),
+    /// The borrower is gone.
+    Over,
+}
+
 /// See the module's own words.
 #[derive(Debug)]
 pub(crate) struct Loans {
@@ -45,6 +53,7 @@ struct Book {
     free: Vec<u32>,
     loans: usize,
     bytes: u64,
+    over: bool,
 }
 
 #[derive(Debug)]
@@ -64,10 +73,13 @@ impl Loans {
     }
 
     /// Lends a message once more and names it for the borrower.
-    pub(crate) fn lend(&self, message: &Arc<Frozen>) -> Result<Handle, QuotaExceeded> {
+    pub(crate) fn lend(&self, message: &Arc<Frozen>) -> Result<Handle, LendProblem> {
         let bytes = message.bytes();
         let mut book = self.book.lock();
-        let exceeded = QuotaExceeded { loans: book.loans, bytes: book.bytes };
+        if book.over {
+            return Err(LendProblem::Over);
+        }
+        let exceeded = LendProblem::Quota(QuotaExceeded { loans: book.loans, bytes: book.bytes });
         let held = book.bytes.checked_add(bytes).filter(|&held| held <= self.quota.bytes).ok_or(exceeded)?;
         if book.loans >= self.quota.loans {
             return Err(exceeded);
@@ -107,7 +119,7 @@ impl Loans {
 
     /// Ends every loan: the borrower is gone and reads no more.
     pub(crate) fn reclaim(&self) -> usize {
-        let book = std::mem::take(&mut *self.book.lock());
+        let book = std::mem::replace(&mut *self.book.lock(), Book { over: true, ..Book::default() });
         book.loans
     }
 

@@ -11,6 +11,8 @@ mod hooks;
 pub(crate) mod loans;
 mod mallctl;
 mod tcache;
+#[cfg(test)]
+mod tests;
 pub(crate) mod view;
 
 pub(crate) use tcache::forgo_in_this_thread;

@@ -74,6 +74,8 @@ impl Entry {
     }
 }
 
+const FRAMES_PER_TURN: usize = 64;
+
 /// Frames that wait for a peer who does not read.
 const OUTGOING_MAX: usize = 1024;
 
@@ -82,9 +84,10 @@ impl Core {
     pub(super) fn on_readable(&self) -> bool {
         // One more byte than a frame, so that a longer one shows.
         let mut frame = [0; FRAME + 1];
-        loop {
+        // No more than a few at a time: other sessions have their turn too.
+        for _ in 0..FRAMES_PER_TURN {
             let packet = match self.parts.socket.recv(&mut frame) {
-                Ok(None) => return true,
+                Ok(None) | Err(Errno::ENOMEM | Errno::ENOBUFS) => return true,
                 Ok(Some(packet)) => packet,
                 Err(errno) => {
                     tracing::warn!(peer = self.parts.peer_name, "session socket failed: {errno}");
@@ -104,6 +107,7 @@ impl Core {
                 self.misbehaved(broken);
             }
         }
+        true
     }
 
     fn on_packet(&self, buffer: &[u8], len: usize, truncated: bool, fds: usize) -> Result<(), PeerMisbehaved> {

@@ -7,6 +7,7 @@ use crate::sys::fork;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::SigSet;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
@@ -120,6 +121,8 @@ impl Watcher {
 
     fn run(self: Arc<Self>) {
         crate::shm::forgo_in_this_thread();
+        // Signals are for the application's threads.
+        let _ = SigSet::all().thread_block();
         let mut events = [EpollEvent::empty(); 64];
         let mut next_cooling = Instant::now();
         loop {

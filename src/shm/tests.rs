@@ -1,0 +1,206 @@
+//! Both sides of shared memory in one process: an arena, its books, and a view of it.
+
+use super::arena::{AllocError, Arena, Options};
+use super::block::{Frozen, Segments};
+use super::handle::{Handle, MASK_24};
+use super::loans::{LendProblem, LoanQuota, Loans};
+use super::view::{Borrowed, Home, View, ViewError};
+use crate::sys::memfd::{BadMemory, Writable};
+use crate::sys::misbehaved::PeerMisbehaved;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+const MIB: usize = 1 << 20;
+
+fn arena(bytes: usize, quota: usize) -> Arena {
+    Arena::create(Options { bytes, quota, writable: Writable::ByOwner }).unwrap()
+}
+
+fn message(arena: &Arena, segments: &[u32]) -> Arc<Frozen> {
+    let mut pieces = Segments::new(arena.clone());
+    for &words in segments {
+        let piece = pieces.add(words).unwrap();
+        assert!(pieces.used(piece.start, words));
+    }
+    Arc::new(Frozen::new(pieces).unwrap_or_else(|problem| panic!("{problem:?}")))
+}
+
+fn loans(loans: usize, bytes: u64) -> Loans {
+    Loans::new(LoanQuota { loans, bytes })
+}
+
+#[test]
+fn a_handle_comes_home_once_and_as_it_was() {
+    let arena = arena(64 * MIB, 64 * MIB);
+    let (book, message) = (loans(10, u64::MAX), message(&arena, &[8]));
+    let (first, second) = (book.lend(&message).unwrap(), book.lend(&message).unwrap());
+    assert_ne!(first, second);
+    for bent in [
+        Handle { offset: first.offset + 1, ..first },
+        Handle { len: first.len + 1, ..first },
+        Handle { arena: first.arena ^ 1, ..first },
+        Handle { ticket: first.ticket ^ 1 << 31, ..first },
+        Handle { ticket: 77, ..first },
+    ] {
+        assert_eq!(book.give_back(bent), Err(PeerMisbehaved::NotOnLoan));
+    }
+    assert_eq!(book.give_back(first), Ok(()));
+    assert_eq!(book.give_back(first), Err(PeerMisbehaved::NotOnLoan));
+    // The place in the book is used again; the old name for it is not.
+    let third = book.lend(&message).unwrap();
+    assert_eq!(book.give_back(first), Err(PeerMisbehaved::NotOnLoan));
+    assert_eq!(book.outstanding(), (2, 2 * message.bytes()));
+    assert_eq!((book.give_back(third), book.give_back(second)), (Ok(()), Ok(())));
+    assert_eq!(book.outstanding(), (0, 0));
+}
+
+#[test]
+fn a_borrower_holds_no_more_than_its_quota_and_nothing_once_gone() {
+    let arena = arena(64 * MIB, 64 * MIB);
+    let message = message(&arena, &[128]);
+    let by_count = loans(2, u64::MAX);
+    let lent = [by_count.lend(&message).unwrap(), by_count.lend(&message).unwrap()];
+    assert!(matches!(by_count.lend(&message), Err(LendProblem::Quota(exceeded)) if exceeded.loans == 2));
+    by_count.give_back(lent[0]).unwrap();
+    assert!(by_count.lend(&message).is_ok());
+    let by_bytes = loans(10, 1024);
+    by_bytes.lend(&message).unwrap();
+    assert!(matches!(by_bytes.lend(&message), Err(LendProblem::Quota(exceeded)) if exceeded.bytes == 1024));
+    assert_eq!(by_bytes.reclaim(), 1);
+    assert_eq!(by_bytes.lend(&message), Err(LendProblem::Over));
+    assert_eq!(by_bytes.outstanding(), (0, 0));
+}
+
+#[test]
+fn memory_comes_zeroed_and_goes_back_to_the_system() {
+    let arena = arena(512 * MIB, 512 * MIB);
+    for round in 0..3 {
+        let messages: Vec<_> = (0..40_u32)
+            .map(|index| {
+                let message = message(&arena, &[1 + index * 5000, 3]);
+                assert!(message.segment(0).unwrap().iter().all(|&byte| byte == 0), "round {round}");
+                let start = message.segment(0).unwrap().as_ptr().cast_mut();
+                // SAFETY: the test is the block's only user; it plays the writer that the message no longer has.
+                unsafe { start.write_bytes(0xEE, message.segment(0).unwrap().len()) };
+                message
+            })
+            .collect();
+        assert!(arena.resident().unwrap() > 20 * MIB as u64);
+        drop(messages);
+        if round == 1 {
+            arena.purge();
+            assert_eq!(arena.resident().unwrap(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_full_arena_says_so_and_works_again() {
+    for full in [arena(64 * MIB, 8 * MIB), arena(8 * MIB, 64 * MIB)] {
+        let mut pieces = Vec::new();
+        let refused = loop {
+            let mut next = Segments::new(full.clone());
+            match next.add(64 * 1024) {
+                Ok(_) => pieces.push(next),
+                Err(refused) => break refused,
+            }
+        };
+        assert_eq!(refused, AllocError::Full { bytes: 512 * 1024 });
+        assert!(pieces.len() > 5, "{}", pieces.len());
+        pieces.clear();
+        assert!(Segments::new(full.clone()).add(64 * 1024).is_ok());
+    }
+}
+
+#[test]
+fn threads_share_an_arena_and_leave_nothing_in_it() {
+    let arena = arena(1024 * MIB, 1024 * MIB);
+    let passed_on = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for thread in 0..4_u32 {
+            let (arena, passed_on) = (&arena, &passed_on);
+            scope.spawn(move || {
+                for index in 0..3000_u32 {
+                    let kept = message(arena, &[1 + (index * 37 + thread) % 9000]);
+                    let mut passed_on = passed_on.lock();
+                    passed_on.push(kept);
+                    // Freed by whichever thread comes by.
+                    if passed_on.len() > 64 {
+                        passed_on.drain(..32);
+                    }
+                }
+            });
+        }
+    });
+    passed_on.lock().clear();
+    arena.purge();
+    assert_eq!(arena.resident().unwrap(), 0);
+}
+
+/// Remembers what came home.
+struct Shelf(Arc<View>, Mutex<Vec<Handle>>);
+
+impl Home for Shelf {
+    fn view(&self) -> &View {
+        &self.0
+    }
+    fn owe(&self, handle: Handle) {
+        self.1.lock().push(handle);
+    }
+}
+
+#[test]
+fn a_view_resolves_what_lies_inside_and_nothing_else() {
+    let arena = arena(64 * MIB, 64 * MIB);
+    let bytes = arena.capacity() as u64;
+    let view = View::map(arena.read_only_fd().unwrap(), 7, bytes, bytes).unwrap();
+    let home = Arc::new(Shelf(view, Mutex::default()));
+    let words = bytes / 8;
+    let resolve = |arena, offset, len| {
+        let handle = Handle { arena, offset, len, ticket: 3 };
+        Borrowed::new(handle, home.clone()).map(|borrowed| borrowed.whole().words())
+    };
+    assert_eq!(resolve(7, 0, 1), Ok(1));
+    assert_eq!(resolve(7, words - 1, 1), Ok(1));
+    assert_eq!(resolve(7, 0, words), Ok(words as usize));
+    for (offset, len) in [(words, 1), (words - 1, 2), (0, words + 1), (u64::MAX, 2), (2, u64::MAX), (0, 0)] {
+        let expected = PeerMisbehaved::HandleOutOfRange { offset, len, arena_words: words };
+        assert_eq!(resolve(7, offset, len), Err(expected));
+    }
+    assert_eq!(resolve(MASK_24, 0, 1), Err(PeerMisbehaved::UnknownArena { found: MASK_24, expected: 7 }));
+    assert_eq!(home.1.lock().len(), 3, "what was resolved came home once");
+}
+
+#[test]
+fn a_borrower_reads_what_the_owner_wrote() {
+    let arena = arena(64 * MIB, 64 * MIB);
+    let message = message(&arena, &[4]);
+    let start = message.segment(0).unwrap().as_ptr().cast_mut().cast::<u64>();
+    // SAFETY: the test is the block's only user; it plays the writer that the message no longer has.
+    (0..4).for_each(|index| unsafe { start.add(index).write(index as u64 + 10) });
+    let bytes = arena.capacity() as u64;
+    let view = View::map(arena.read_only_fd().unwrap(), arena.id(), bytes, bytes).unwrap();
+    let lent = loans(1, u64::MAX).lend(&message).unwrap();
+    let borrowed = Borrowed::new(lent, Arc::new(Shelf(view, Mutex::default()))).unwrap();
+    let mut copy = Vec::new();
+    borrowed.copy_out(borrowed.whole(), &mut copy);
+    assert_eq!(copy, [10, 11, 12, 13]);
+}
+
+#[test]
+fn memory_that_is_not_as_announced_is_not_mapped() {
+    let arena = arena(64 * MIB, 64 * MIB);
+    let bytes = arena.capacity() as u64;
+    let map = |announced, limit| View::map(arena.read_only_fd().unwrap(), 1, announced, limit).map(drop);
+    assert!(map(bytes, bytes).is_ok());
+    let found = |result: Result<(), ViewError>| match result {
+        Err(ViewError::Bad(bad)) => bad,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(found(map(bytes - 8, bytes)), BadMemory::Size { found: bytes, announced: bytes - 8 });
+    assert_eq!(found(map(bytes, bytes - 1)), BadMemory::TooLarge { announced: bytes, limit: bytes - 1 });
+    assert_eq!(found(map(0, bytes)), BadMemory::TooLarge { announced: 0, limit: bytes });
+    let file = std::fs::File::open("/proc/self/exe").unwrap();
+    let size = file.metadata().unwrap().len();
+    assert_eq!(found(View::map(file.into(), 1, size, size).map(drop)), BadMemory::Kind);
+}
