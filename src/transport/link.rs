@@ -116,7 +116,12 @@ impl Core {
         }
         let whole = buffer.get(..len).and_then(|frame| frame.try_into().ok());
         match Control::from_bytes(whole.ok_or(PeerMisbehaved::Frame("wrong length"))?)? {
-            Control::Returns(handles) => handles.into_iter().try_for_each(|handle| self.loans.give_back(handle)),
+            Control::Returns(handles) => {
+                handles.into_iter().try_for_each(|handle| self.loans.give_back(handle))?;
+                // What fell free may be given back to the system once nothing happens any more.
+                self.arm();
+                Ok(())
+            }
             Control::ChannelClosed { number } => self.closed_there(number),
             Control::Goodbye(farewell) => {
                 self.end(match farewell {
