@@ -98,7 +98,7 @@ impl Arena {
         let punches = options.writable == Writable::ByOwner;
         // The index first, with default hooks: created with ours, jemalloc would keep its records in shared memory.
         let index: u32 = mallctl::read("arenas.create").map_err(io::Error::from)?;
-        let hooks = Hooks::leak(&memfd, base, map.len(), options.quota, punches);
+        let hooks = Hooks::new(&memfd, base, map.len(), options.quota, punches);
         let owned = Owned { id, serial, memfd, map, hooks, index, tcaches: Arc::default(), fork: fork::generation() };
         let set = |leaf: &str| format!("arena.{index}.{leaf}");
         mallctl::write(&set("extent_hooks"), hooks.table())?;

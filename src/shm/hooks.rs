@@ -1,37 +1,48 @@
 //! What jemalloc asks for when an arena needs pages: address space is carved from one mapping, pages are committed by
 //! `fallocate` and given back by punching holes. jemalloc keeps its own records elsewhere, in private memory.
 //!
-//! Hooks run under jemalloc's locks and on whichever thread frees, so they allocate nothing, take no lock and cannot
+//! Hooks run under jemalloc's locks and on whichever thread frees, so they allocate nothing, take no lock and do not
 //! panic. `false` means done in jemalloc's dialect.
 
 use crate::sys::memfd::Memfd;
+use parking_lot::Mutex;
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use tikv_jemalloc_sys as jemalloc;
 
 /// The hook table with what the hooks need right behind it: jemalloc hands the table's address to every hook.
+///
+/// Never freed, since jemalloc may hold the address for as long as it likes; used again for a later arena.
 #[repr(C)]
 pub(super) struct Hooks {
     table: jemalloc::extent_hooks_t,
-    memfd: AtomicPtr<Memfd>,
-    base: AtomicUsize,
+    /// Null while no arena uses it: then there is nothing to give and nothing to take.
+    ground: AtomicPtr<Ground>,
+}
+
+/// What an arena stands on.
+struct Ground {
+    memfd: Arc<Memfd>,
+    base: usize,
     len: usize,
-    /// First byte of address space never handed to jemalloc.
-    carved: AtomicUsize,
-    committed: AtomicUsize,
     /// Pages beyond this many bytes are refused.
     quota: usize,
     /// Whether pages may be given back; a memfd sealed against writing refuses holes too.
-    punches: AtomicBool,
+    punches: bool,
+    /// Bytes of address space handed to jemalloc.
+    carved: AtomicUsize,
+    committed: AtomicUsize,
 }
 
+/// Tables that no arena uses any more.
+static RETIRED: Mutex<Vec<&'static Hooks>> = Mutex::new(Vec::new());
+
 impl Hooks {
-    /// Leaked on purpose: jemalloc may call hooks from its own threads at any time, also late.
-    pub(super) fn leak(memfd: &Arc<Memfd>, base: usize, len: usize, quota: usize, punches: bool) -> &'static Self {
-        Box::leak(Box::new(Self {
-            table: jemalloc::extent_hooks_t {
+    pub(super) fn new(memfd: &Arc<Memfd>, base: usize, len: usize, quota: usize, punches: bool) -> &'static Self {
+        let hooks = RETIRED.lock().pop().unwrap_or_else(|| {
+            let table = jemalloc::extent_hooks_t {
                 alloc: Some(alloc),
                 dalloc: Some(dalloc),
                 destroy: Some(destroy),
@@ -41,59 +52,65 @@ impl Hooks {
                 purge_forced: Some(purge_forced),
                 split: Some(split),
                 merge: Some(merge),
-            },
-            memfd: AtomicPtr::new(Arc::into_raw(memfd.clone()).cast_mut()),
-            base: AtomicUsize::new(base),
-            len,
-            carved: AtomicUsize::new(0),
-            committed: AtomicUsize::new(0),
-            quota,
-            punches: AtomicBool::new(punches),
-        }))
+            };
+            Box::leak(Box::new(Self { table, ground: AtomicPtr::new(ptr::null_mut()) }))
+        });
+        let (carved, committed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let ground = Ground { memfd: memfd.clone(), base, len, quota, punches, carved, committed };
+        // Partner: `ground`.
+        hooks.ground.store(Box::into_raw(Box::new(ground)), Ordering::Release);
+        hooks
     }
 
     pub(super) fn table(&'static self) -> *mut jemalloc::extent_hooks_t {
         ptr::from_ref(self).cast_mut().cast()
     }
 
-    /// After the arena is destroyed: whatever late call comes finds nothing to do.
-    pub(super) fn retire(&self) {
-        self.punches.store(false, Ordering::Relaxed);
-        self.base.store(0, Ordering::Relaxed);
-        let memfd = self.memfd.swap(ptr::null_mut(), Ordering::AcqRel);
-        if !memfd.is_null() {
-            // SAFETY: `leak` made this pointer from an `Arc` and the swap took it exactly once; the arena is gone, so
-            // no hook is under way.
-            drop(unsafe { Arc::from_raw(memfd) });
+    /// To be called once the arena is destroyed.
+    pub(super) fn retire(&'static self) {
+        let ground = self.ground.swap(ptr::null_mut(), Ordering::AcqRel);
+        if !ground.is_null() {
+            // SAFETY: `new` made it from a box, the swap took it exactly once, and with the arena gone no hook is under
+            // way.
+            drop(unsafe { Box::from_raw(ground) });
         }
+        RETIRED.lock().push(self);
     }
 
-    fn memfd(&self) -> Option<&Memfd> {
-        // Partner: the swap in `retire`.
-        let memfd = self.memfd.load(Ordering::Acquire);
-        // SAFETY: non-null means not retired, so the `Arc` that `leak` stored keeps it alive.
-        unsafe { memfd.as_ref() }
-    }
-
-    /// Takes a range of address space off the untouched end. Never given back: jemalloc retains what it has.
-    fn carve(&self, size: usize, alignment: usize) -> Option<usize> {
-        let base = self.base.load(Ordering::Relaxed);
-        let carve = |carved: usize| {
-            let start = (base + carved).checked_next_multiple_of(alignment)? - base;
-            start.checked_add(size).filter(|&end| base != 0 && end <= self.len)
-        };
-        // Only the number is shared, nothing is published by it.
-        let end = self.carved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, carve);
-        end.ok().and_then(carve).map(|end| base + end - size)
+    fn ground(&self) -> Option<&Ground> {
+        // Partner: the store in `new`.
+        let ground = self.ground.load(Ordering::Acquire);
+        // SAFETY: not null means not retired, so the box is alive; the arena's calls end before it is retired.
+        unsafe { ground.as_ref() }
     }
 
     fn commit(&self, address: usize, len: usize) -> bool {
-        let Some(memfd) = self.memfd() else { return false };
+        self.ground().is_some_and(|ground| ground.commit(address, len))
+    }
+
+    fn decommit(&self, address: usize, len: usize) -> bool {
+        self.ground().is_some_and(|ground| ground.decommit(address, len))
+    }
+}
+
+impl Ground {
+    /// Takes a range of address space off the untouched end. Never given back: jemalloc retains what it has.
+    fn carve(&self, size: usize, alignment: usize) -> Option<usize> {
+        let carve = |carved: usize| {
+            let start = (self.base + carved).checked_next_multiple_of(alignment)? - self.base;
+            start.checked_add(size).filter(|&end| end <= self.len)
+        };
+        // Only the number is shared, nothing is published by it.
+        let before = self.carved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, carve);
+        before.ok().and_then(carve).map(|end| self.base + end - size)
+    }
+
+    fn commit(&self, address: usize, len: usize) -> bool {
         let room = |committed: usize| committed.checked_add(len).filter(|&sum| sum <= self.quota);
         if self.committed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             return false;
         }
-        let done = memfd.commit(address - self.base.load(Ordering::Relaxed), len).is_ok();
+        let done = self.memfd.commit(address - self.base, len).is_ok();
         if !done {
             self.committed.fetch_sub(len, Ordering::Relaxed);
         }
@@ -101,10 +118,7 @@ impl Hooks {
     }
 
     fn decommit(&self, address: usize, len: usize) -> bool {
-        let (Some(memfd), true) = (self.memfd(), self.punches.load(Ordering::Relaxed)) else {
-            return false;
-        };
-        let done = memfd.punch(address - self.base.load(Ordering::Relaxed), len).is_ok();
+        let done = self.punches && self.memfd.punch(address - self.base, len).is_ok();
         if done {
             self.committed.fetch_sub(len, Ordering::Relaxed);
         }
@@ -134,7 +148,7 @@ unsafe extern "C" fn alloc(
     if !new_address.is_null() {
         return ptr::null_mut();
     }
-    let Some(address) = hooks.carve(size, alignment) else {
+    let Some(address) = hooks.ground().and_then(|ground| ground.carve(size, alignment)) else {
         return ptr::null_mut();
     };
     // SAFETY: both flags are live for the call; on entry `commit` says whether pages must exist already.

@@ -117,9 +117,9 @@ fn threads_share_an_arena_and_leave_nothing_in_it() {
     let arena = arena(1024 * MIB, 1024 * MIB);
     let passed_on = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for thread in 0..4_u32 {
+        let work = |thread: u32| {
             let (arena, passed_on) = (&arena, &passed_on);
-            scope.spawn(move || {
+            move || {
                 for index in 0..3000_u32 {
                     let kept = message(arena, &[1 + (index * 37 + thread) % 9000]);
                     let mut passed_on = passed_on.lock();
@@ -129,8 +129,11 @@ fn threads_share_an_arena_and_leave_nothing_in_it() {
                         passed_on.drain(..32);
                     }
                 }
-            });
-        }
+            }
+        };
+        let threads: Vec<_> = (0..4).map(|thread| scope.spawn(work(thread))).collect();
+        // Joined one by one: a scope alone does not wait until a thread has cleared its caches.
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
     passed_on.lock().clear();
     arena.purge();
