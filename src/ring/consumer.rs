@@ -13,6 +13,8 @@ pub(crate) struct Consumer {
     capacity: u64,
     /// Slots emptied so far. Never read back from shared memory.
     emptied: u64,
+    /// The next slot's words, if they were read already: nothing is read twice.
+    peeked: Option<Payload>,
 }
 
 impl Consumer {
@@ -20,12 +22,36 @@ impl Consumer {
     pub(crate) fn new(own: Arc<OwnWords>, peer: Arc<PeerWords>) -> Self {
         let capacity = ((peer.len() - area::SLOTS) / SLOT) as u64;
         debug_assert!(capacity.is_power_of_two());
-        Self { own, peer, capacity, emptied: 0 }
+        Self { own, peer, capacity, emptied: 0, peeked: None }
     }
 
     /// Takes the next slot if it is filled, each word read once.
     #[inline]
     pub(crate) fn try_pop(&mut self) -> Result<Option<Payload>, PeerMisbehaved> {
+        let payload = match self.peeked.take() {
+            Some(payload) => payload,
+            None => match self.read()? {
+                Some(payload) => payload,
+                None => return Ok(None),
+            },
+        };
+        self.emptied += 1;
+        // From here on the producer may fill the slot again: the loads above come first, because this is a release.
+        self.own.publish(area::CURSOR, self.emptied);
+        Ok(Some(payload))
+    }
+
+    /// What [`try_pop`](Self::try_pop) would take; it stays the producer's to wait for until then.
+    #[inline]
+    pub(crate) fn peek(&mut self) -> Result<Option<&Payload>, PeerMisbehaved> {
+        if self.peeked.is_none() {
+            self.peeked = self.read()?;
+        }
+        Ok(self.peeked.as_ref())
+    }
+
+    #[inline]
+    fn read(&self) -> Result<Option<Payload>, PeerMisbehaved> {
         let at = self.next();
         let expected = self.emptied + 1;
         let found = self.peer.acquire(at + SEQUENCE);
@@ -38,11 +64,7 @@ impl Consumer {
                 Err(PeerMisbehaved::SequenceOutOfRange { found, expected })
             };
         }
-        let payload = std::array::from_fn(|index| self.peer.peek(at + index));
-        self.emptied = expected;
-        // From here on the producer may fill the slot again: the loads above come first, because this is a release.
-        self.own.publish(area::CURSOR, self.emptied);
-        Ok(Some(payload))
+        Ok(Some(std::array::from_fn(|index| self.peer.peek(at + index))))
     }
 
     /// Where to sleep until the next slot is filled, and what that word holds until then.

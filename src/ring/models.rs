@@ -30,7 +30,7 @@ fn payload(number: u64) -> [u64; PAYLOAD] {
     [number, !number, 0, 0, 0, 0, number]
 }
 
-struct Arrival(Consumer, Notifier);
+struct Arrival(Consumer, Notifier, Patience, Sleeper);
 
 impl Source for Arrival {
     type Item = [u64; PAYLOAD];
@@ -44,9 +44,12 @@ impl Source for Arrival {
     fn spot(&self) -> (Spot<'_>, u32) {
         self.0.spot()
     }
+    fn waiter(&mut self) -> (&mut Patience, &mut Sleeper) {
+        (&mut self.2, &mut self.3)
+    }
 }
 
-struct Room<'a>(&'a mut Producer);
+struct Room<'a>(&'a mut Producer, &'a mut Patience, &'a mut Sleeper);
 
 impl Source for Room<'_> {
     type Item = ();
@@ -56,13 +59,16 @@ impl Source for Room<'_> {
     fn spot(&self) -> (Spot<'_>, u32) {
         self.0.spot()
     }
+    fn waiter(&mut self) -> (&mut Patience, &mut Sleeper) {
+        (&mut *self.1, &mut *self.2)
+    }
 }
 
-fn receiver(world: &World) -> (Arrival, Sleeper) {
+fn receiver(world: &World) -> Arrival {
     let (own, peer) = (world.receiver.0.clone(), world.sender.1.clone());
     let sender = Notifier::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, Fence::Each);
     let sleeper = Sleeper::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, area::RECEIVER);
-    (Arrival(Consumer::new(own, peer), sender), sleeper)
+    Arrival(Consumer::new(own, peer), sender, Patience::new(Wait::Park), sleeper)
 }
 
 fn sender(world: &World) -> (Producer, Notifier, Sleeper) {
@@ -75,22 +81,22 @@ fn sender(world: &World) -> (Producer, Notifier, Sleeper) {
 /// Sends `count` slots through a ring of two, parking for room, and receives them, parking for work.
 fn conversation(count: u64) {
     let world = world(2);
-    let (mut arrival, mut sleeper) = receiver(&world);
+    let mut arrival = receiver(&world);
     let (mut producer, mut notifier, mut room_sleeper) = sender(&world);
     let (bell, sender_bell) = (Bell::new(&world.gate), Bell::new(&world.gate));
     let sending = thread::spawn(move || {
         let mut patience = Patience::new(Wait::Park);
         for number in 1..=count {
             while producer.try_push(&payload(number)).expect("an honest peer").is_err() {
-                let found = wait::wait(&mut Room(&mut producer), &mut patience, &mut room_sleeper, &sender_bell, None);
+                let mut room = Room(&mut producer, &mut patience, &mut room_sleeper);
+                let found = wait::wait(&mut room, &sender_bell, None);
                 assert_eq!(found, Some(()));
             }
             notifier.notify(|| producer.consumers_spot());
         }
     });
-    let mut patience = Patience::new(Wait::Park);
     for number in 1..=count {
-        let found = wait::wait(&mut arrival, &mut patience, &mut sleeper, &bell, None);
+        let found = wait::wait(&mut arrival, &bell, None);
         assert_eq!(found, Some(payload(number)));
     }
     sending.join().unwrap();
@@ -100,7 +106,7 @@ fn conversation(count: u64) {
 fn a_slot_is_whole_when_its_sequence_shows() {
     loom::model(|| {
         let world = world(2);
-        let (mut arrival, _) = receiver(&world);
+        let mut arrival = receiver(&world);
         let (mut producer, _, _) = sender(&world);
         let sending = thread::spawn(move || {
             producer.try_push(&payload(1)).unwrap().unwrap();
@@ -122,7 +128,7 @@ fn a_slot_is_whole_when_its_sequence_shows() {
 fn a_slot_is_not_refilled_while_it_is_read() {
     loom::model(|| {
         let world = world(2);
-        let (mut arrival, _) = receiver(&world);
+        let mut arrival = receiver(&world);
         let (mut producer, _, _) = sender(&world);
         for number in 1..=2 {
             producer.try_push(&payload(number)).unwrap().unwrap();
@@ -163,9 +169,12 @@ fn death_wakes_a_sleeper() {
             fn spot(&self) -> (Spot<'_>, u32) {
                 self.0.spot()
             }
+            fn waiter(&mut self) -> (&mut Patience, &mut Sleeper) {
+                self.0.waiter()
+            }
         }
         let world = world(2);
-        let (arrival, mut sleeper) = receiver(&world);
+        let arrival = receiver(&world);
         let bell = Arc::new(Bell::new(&world.gate));
         let over = Arc::new(AtomicBool::new(false));
         let watcher = thread::spawn({
@@ -175,8 +184,7 @@ fn death_wakes_a_sleeper() {
                 bell.ring();
             }
         });
-        let mut patience = Patience::new(Wait::Park);
-        let found = wait::wait(&mut UntilEnd(arrival, over), &mut patience, &mut sleeper, &bell, None);
+        let found = wait::wait(&mut UntilEnd(arrival, over), &bell, None);
         assert_eq!(found, Some(None));
         watcher.join().unwrap();
     });

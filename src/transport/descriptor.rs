@@ -63,6 +63,12 @@ impl Descriptor {
         }
     }
 
+    /// Whether there are only handles in a slot.
+    #[inline]
+    pub(crate) fn is_returns(payload: &Payload) -> bool {
+        payload[0] & 0xFF == RETURNED
+    }
+
     /// Reads a peer's words. Bits without a meaning here are left to later versions.
     pub(crate) fn from_words(payload: Payload) -> Result<Self, PeerMisbehaved> {
         let [head, a, b, c, d, e, f] = payload;

@@ -3,9 +3,10 @@
 
 use super::descriptor::{Descriptor, Envelope, RETURNS};
 use super::ended::EndedError;
+use super::inbox::{Found, Inbox};
 use super::link::Link;
 use super::port::Port;
-use crate::ring::{Consumer, Full, Payload, Producer, area};
+use crate::ring::{Consumer, Full, Producer, area};
 use crate::sys::fork;
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
@@ -28,7 +29,8 @@ pub(crate) enum LaneError {
 pub(crate) struct Lane {
     port: Arc<Port>,
     outbox: Outbox,
-    inbox: Inbox,
+    /// Owed handles beyond which they get slots of their own.
+    many_owed: usize,
 }
 
 struct Outbox {
@@ -37,15 +39,6 @@ struct Outbox {
     receiver: Notifier,
     patience: Patience,
     wakes: u64,
-}
-
-struct Inbox {
-    consumer: Consumer,
-    sleeper: Sleeper,
-    sender: Notifier,
-    patience: Patience,
-    /// Owed handles beyond which they get slots of their own.
-    many_owed: usize,
 }
 
 /// How often a lane's ends slept and woke the other.
@@ -71,15 +64,14 @@ impl Lane {
     ) -> Self {
         let fence = link.core().fence();
         let producer = Producer::new(own.clone(), peer.clone());
+        let inbox = Inbox {
+            consumer: Consumer::new(own.clone(), peer.clone()),
+            sleeper: Sleeper::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, area::RECEIVER),
+            sender: Notifier::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, fence),
+            patience: Patience::new(strategy),
+        };
         Self {
-            port: link.port(number, name),
-            inbox: Inbox {
-                many_owed: usize::try_from(producer.capacity() / 2).unwrap_or(usize::MAX),
-                consumer: Consumer::new(own.clone(), peer.clone()),
-                sleeper: Sleeper::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, area::RECEIVER),
-                sender: Notifier::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, fence),
-                patience: Patience::new(strategy),
-            },
+            many_owed: usize::try_from(producer.capacity() / 2).unwrap_or(usize::MAX),
             outbox: Outbox {
                 producer,
                 sleeper: Sleeper::new(own.clone(), area::SENDER, peer.clone(), area::RECEIVER, area::RECEIVER),
@@ -87,6 +79,7 @@ impl Lane {
                 patience: Patience::new(strategy),
                 wakes: 0,
             },
+            port: link.port(number, name, inbox),
         }
     }
 
@@ -95,12 +88,12 @@ impl Lane {
     }
 
     pub(crate) fn set_wait(&mut self, strategy: Wait) {
-        self.inbox.patience = Patience::new(strategy);
+        self.port.with_inbox(|inbox| inbox.patience = Patience::new(strategy));
         self.outbox.patience = Patience::new(strategy);
     }
 
     pub(crate) fn stats(&self) -> WaitStats {
-        let (sleeps, receives) = self.inbox.patience.counts();
+        let (sleeps, receives) = self.port.with_inbox(|inbox| inbox.patience.counts()).unwrap_or_default();
         WaitStats { receives, sleeps, wakes: self.outbox.wakes }
     }
 
@@ -110,6 +103,8 @@ impl Lane {
         if !self.port.is_open() {
             return Err(self.port.error());
         }
+        // What the peer has returned may lie in the ring of a side that only ever sends.
+        self.port.collect();
         let returned = self.port.pop_owed();
         let sent = self.push(Descriptor::Message(Envelope { returned, ..envelope }));
         if let (Some(handle), Ok(false)) = (returned, &sent) {
@@ -129,11 +124,10 @@ impl Lane {
 
     #[cold]
     fn wait_for_room(&mut self, deadline: Option<Instant>) -> Result<(), LaneError> {
-        let Outbox { producer, sleeper, patience, .. } = &mut self.outbox;
-        let mut room = Room { producer, port: &self.port };
-        match wait::wait(&mut room, patience, sleeper, &self.port.bell, deadline) {
+        let mut room = Room { outbox: &mut self.outbox, port: &self.port };
+        match wait::wait(&mut room, &self.port.bell, deadline) {
             Some(Ok(())) => Ok(()),
-            Some(Err(broken)) => Err(cut_off(&self.port, broken).into()),
+            Some(Err(broken)) => Err(self.port.cut_off(broken).into()),
             None => Err(LaneError::TimedOut),
         }
     }
@@ -146,7 +140,7 @@ impl Lane {
                 Ok(true)
             }
             Ok(Err(Full)) => Ok(false),
-            Err(broken) => Err(cut_off(&self.port, broken)),
+            Err(broken) => Err(self.port.cut_off(broken)),
         }
     }
 
@@ -154,7 +148,7 @@ impl Lane {
     #[inline]
     pub(crate) fn try_recv(&mut self) -> Result<Option<Envelope>, EndedError> {
         self.return_many();
-        match self.inbox.arrival(&self.port).0.look() {
+        match self.port.with_inbox(|inbox| inbox.look(&self.port)).unwrap_or(Some(Found::End)) {
             None => Ok(None),
             Some(found) => self.settle(found).map(Some),
         }
@@ -164,8 +158,7 @@ impl Lane {
     #[inline]
     pub(crate) fn recv(&mut self, deadline: Option<Instant>) -> Result<Envelope, LaneError> {
         self.return_many();
-        let (mut arrival, patience, sleeper) = self.inbox.arrival(&self.port);
-        match wait::wait(&mut arrival, patience, sleeper, &self.port.bell, deadline) {
+        match self.port.with_inbox(|inbox| inbox.wait(&self.port, deadline)).unwrap_or(Some(Found::End)) {
             None => Err(LaneError::TimedOut),
             Some(found) => Ok(self.settle(found)?),
         }
@@ -175,7 +168,7 @@ impl Lane {
         match found {
             Found::Message(envelope) => Ok(envelope),
             Found::End => Err(self.port.error()),
-            Found::Broken(broken) => Err(cut_off(&self.port, broken)),
+            Found::Broken(broken) => Err(self.port.cut_off(broken)),
         }
     }
 
@@ -183,7 +176,7 @@ impl Lane {
     /// carry them.
     #[inline]
     fn return_many(&mut self) {
-        if self.port.owes() >= self.inbox.many_owed {
+        if self.port.owes() >= self.many_owed {
             self.return_all();
         }
     }
@@ -197,6 +190,7 @@ impl Lane {
                 home.into_iter().flatten().for_each(|handle| self.port.push_front_owed(handle));
                 return;
             }
+            self.port.returned_in_slots();
         }
     }
 }
@@ -204,88 +198,15 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         if self.port.core().fork() == fork::generation() {
+            self.port.retire_inbox();
             self.port.core().closed_here(self.port.number());
         }
     }
 }
 
-impl Inbox {
-    fn arrival<'a>(&'a mut self, port: &'a Port) -> (Arrival<'a>, &'a mut Patience, &'a mut Sleeper) {
-        let Self { consumer, sender, patience, sleeper, .. } = self;
-        (Arrival { consumer, sender, port }, patience, sleeper)
-    }
-}
-
-/// Waiting for a message.
-struct Arrival<'a> {
-    consumer: &'a mut Consumer,
-    sender: &'a mut Notifier,
-    port: &'a Port,
-}
-
-/// What a look at the ring can end with.
-enum Found {
-    Message(Envelope),
-    /// There is nothing and nothing will come.
-    End,
-    Broken(PeerMisbehaved),
-}
-
-impl Arrival<'_> {
-    /// Books what comes home; passes a message on.
-    #[inline]
-    fn open(&self, payload: Payload) -> Result<Option<Envelope>, PeerMisbehaved> {
-        let core = self.port.core();
-        match Descriptor::from_words(payload)? {
-            Descriptor::Message(envelope) => {
-                if let Some(handle) = envelope.returned {
-                    core.loans().give_back(handle)?;
-                }
-                Ok(Some(envelope))
-            }
-            Descriptor::Returns(home) => {
-                home.into_iter().flatten().try_for_each(|handle| core.loans().give_back(handle))?;
-                core.arm();
-                Ok(None)
-            }
-        }
-    }
-}
-
-impl Source for Arrival<'_> {
-    type Item = Found;
-
-    #[inline]
-    fn look(&mut self) -> Option<Found> {
-        // Read before the ring: what was published before the end must still be found.
-        let open = self.port.is_open();
-        if self.port.is_over() {
-            return Some(Found::End);
-        }
-        loop {
-            let opened = match self.consumer.try_pop() {
-                Ok(None) if open => return None,
-                Ok(None) => return Some(Found::End),
-                Ok(Some(payload)) => self.open(payload),
-                Err(broken) => Err(broken),
-            };
-            self.sender.notify(|| self.consumer.producers_spot());
-            match opened {
-                Ok(None) => {}
-                Ok(Some(envelope)) => return Some(Found::Message(envelope)),
-                Err(broken) => return Some(Found::Broken(broken)),
-            }
-        }
-    }
-
-    fn spot(&self) -> (Spot<'_>, u32) {
-        self.consumer.spot()
-    }
-}
-
 /// Waiting for room.
 struct Room<'a> {
-    producer: &'a mut Producer,
+    outbox: &'a mut Outbox,
     port: &'a Port,
 }
 
@@ -293,7 +214,7 @@ impl Source for Room<'_> {
     type Item = Result<(), PeerMisbehaved>;
 
     fn look(&mut self) -> Option<Self::Item> {
-        match self.producer.has_room() {
+        match self.outbox.producer.has_room() {
             // Not open any more: sending anew says why.
             Ok(room) => (room || !self.port.is_open()).then_some(Ok(())),
             Err(broken) => Some(Err(broken)),
@@ -301,11 +222,10 @@ impl Source for Room<'_> {
     }
 
     fn spot(&self) -> (Spot<'_>, u32) {
-        self.producer.spot()
+        self.outbox.producer.spot()
     }
-}
 
-fn cut_off(port: &Port, broken: PeerMisbehaved) -> EndedError {
-    port.core().misbehaved(broken);
-    port.error()
+    fn waiter(&mut self) -> (&mut Patience, &mut Sleeper) {
+        (&mut self.outbox.patience, &mut self.outbox.sleeper)
+    }
 }

@@ -3,6 +3,7 @@
 
 use super::control::{AreaAt, Control, FRAME, RETURNS_PER_FRAME};
 use super::ended::{Ended, Farewell};
+use super::inbox::Inbox;
 use super::port::Port;
 use super::watch;
 use crate::ring;
@@ -118,6 +119,8 @@ impl Core {
         match Control::from_bytes(whole.ok_or(PeerMisbehaved::Frame("wrong length"))?)? {
             Control::Returns(handles) => {
                 handles.into_iter().try_for_each(|handle| self.loans.give_back(handle))?;
+                // There may be more in rings that this side's application does not look at.
+                self.ports().iter().for_each(|port| port.collect());
                 // What fell free may be given back to the system once nothing happens any more.
                 self.arm();
                 Ok(())
@@ -141,9 +144,7 @@ impl Core {
         }
         tracing::info!(peer = self.parts.peer_name, pid = self.parts.peer.pid, "session ended: {cause}");
         let over = matches!(cause, Ended::PeerMisbehaved(_) | Ended::Closed);
-        // Collected first: a port dropped here comes back for the lock.
-        let ports: Vec<_> = self.channels.lock().values().filter_map(|entry| entry.port.upgrade()).collect();
-        ports.iter().for_each(|port| port.end(over));
+        self.ports().iter().for_each(|port| port.end(over));
         self.clerk.on_end();
     }
 
@@ -226,10 +227,14 @@ impl Core {
     /// Sends home what has been owed for a whole tick; tells whether there is more to do.
     pub(super) fn tick(&self) -> bool {
         let mut home = std::mem::take(&mut *self.orphans.lock());
-        let ports: Vec<_> = self.channels.lock().values().filter_map(|entry| entry.port.upgrade()).collect();
+        let ports = self.ports();
         let mut busy = false;
         for port in &ports {
             busy |= port.take_stale(&mut home);
+        }
+        // So that the owner looks at its rings.
+        if ports.iter().filter(|port| port.take_returned_in_slots()).count() > 0 && home.is_empty() {
+            self.send(&Control::Returns(Vec::new()));
         }
         for handles in home.chunks(RETURNS_PER_FRAME) {
             self.send(&Control::Returns(handles.to_vec()));
@@ -238,6 +243,11 @@ impl Core {
     }
 
     // Channels.
+
+    /// Those alive now. Collected first, whatever is done with them: a port that is dropped comes back for the lock.
+    fn ports(&self) -> Vec<Arc<Port>> {
+        self.channels.lock().values().filter_map(|entry| entry.port.upgrade()).collect()
+    }
 
     /// Notes a channel that both sides know of from now on.
     pub(crate) fn add_channel(&self, number: u32, area: Arc<OwnWords>) -> Result<(), PeerMisbehaved> {
@@ -382,8 +392,8 @@ impl Link {
     }
 
     /// Gives a channel its port, with whatever happened to it before.
-    pub(crate) fn port(&self, number: u32, name: String) -> Arc<Port> {
-        let port = Arc::new(Port::new(self.clone(), number, name));
+    pub(super) fn port(&self, number: u32, name: String, inbox: Inbox) -> Arc<Port> {
+        let port = Arc::new(Port::new(self.clone(), number, name, inbox));
         let mut channels = self.core().channels.lock();
         let closed_there = channels.get_mut(&number).is_some_and(|entry| {
             entry.port = Arc::downgrade(&port);

@@ -5,6 +5,7 @@
 pub(crate) mod control;
 pub(crate) mod descriptor;
 pub(crate) mod ended;
+mod inbox;
 pub(crate) mod lane;
 pub(crate) mod link;
 pub(crate) mod port;

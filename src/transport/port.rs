@@ -3,14 +3,16 @@
 //! to the lender for as long as it reads.
 
 use super::ended::{Ended, EndedError};
+use super::inbox::Inbox;
 use super::link::{Core, Link};
 use crate::shm::handle::Handle;
 use crate::shm::view::{Home, View};
 use crate::sys::fork;
 use crate::sys::futex::Bell;
+use crate::sys::misbehaved::PeerMisbehaved;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 /// See the module's own words.
 pub(crate) struct Port {
@@ -19,9 +21,13 @@ pub(crate) struct Port {
     name: String,
     pub(crate) bell: Bell,
     state: AtomicU32,
+    /// Whoever receives holds it meanwhile; gone with the lane.
+    inbox: Mutex<Option<Inbox>>,
     owed: Mutex<Owed>,
     /// How many handles `owed` has: read without its lock.
     owes: AtomicUsize,
+    /// Handles were returned in slots that the peer may not be looking at.
+    in_slots: AtomicBool,
 }
 
 #[derive(Default)]
@@ -37,14 +43,16 @@ const DRAINING: u32 = 1;
 const OVER: u32 = 2;
 
 impl Port {
-    pub(super) fn new(link: Link, number: u32, name: String) -> Self {
+    pub(super) fn new(link: Link, number: u32, name: String, inbox: Inbox) -> Self {
         Self {
             link,
             number,
             name,
             bell: Bell::default(),
             state: AtomicU32::new(0),
+            inbox: Mutex::new(Some(inbox)),
             owed: Mutex::default(),
+            in_slots: AtomicBool::new(false),
             owes: AtomicUsize::new(0),
         }
     }
@@ -88,6 +96,45 @@ impl Port {
             self.core().ended().unwrap_or(Ended::ChannelClosed)
         };
         EndedError { peer: self.core().peer_name().to_owned(), channel: self.name.clone(), cause }
+    }
+
+    /// Ends the session for a rule the peer broke.
+    #[cold]
+    pub(super) fn cut_off(&self, broken: PeerMisbehaved) -> EndedError {
+        self.core().misbehaved(broken);
+        self.error()
+    }
+
+    /// `None` once the lane is gone.
+    #[inline]
+    pub(super) fn with_inbox<R>(&self, use_it: impl FnOnce(&mut Inbox) -> R) -> Option<R> {
+        self.inbox.lock().as_mut().map(use_it)
+    }
+
+    pub(super) fn retire_inbox(&self) {
+        let inbox = self.inbox.lock().take();
+        drop(inbox);
+    }
+
+    /// Books what has come home in slots, unless somebody is receiving, who then does so.
+    #[inline]
+    pub(super) fn collect(&self) {
+        let collected = match self.inbox.try_lock() {
+            Some(mut inbox) => inbox.as_mut().map_or(Ok(()), |inbox| inbox.collect(self)),
+            None => Ok(()),
+        };
+        if let Err(broken) = collected {
+            self.core().misbehaved(broken);
+        }
+    }
+
+    pub(super) fn returned_in_slots(&self) {
+        self.in_slots.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether handles were returned in slots since the last call.
+    pub(super) fn take_returned_in_slots(&self) -> bool {
+        self.in_slots.swap(false, Ordering::Relaxed)
     }
 
     /// A handle for the next slot that goes the peer's way.

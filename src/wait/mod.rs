@@ -26,59 +26,74 @@ pub(crate) trait Source {
 
     /// Where to sleep, and what that word holds as long as there is nothing to find.
     fn spot(&self) -> (Spot<'_>, u32);
+
+    /// Who waits.
+    fn waiter(&mut self) -> (&mut Patience, &mut Sleeper);
 }
 
 /// Waits until `source` has something or the deadline passes (`None`).
 ///
 /// `bell` must be rung by whatever else can make `look` answer.
 #[inline]
-pub(crate) fn wait<S: Source>(
-    source: &mut S,
-    patience: &mut Patience,
-    sleeper: &mut Sleeper,
-    bell: &Bell,
-    deadline: Option<Instant>,
-) -> Option<S::Item> {
+pub(crate) fn wait<S: Source>(source: &mut S, bell: &Bell, deadline: Option<Instant>) -> Option<S::Item> {
     match source.look() {
         Some(item) => {
-            patience.found();
+            source.waiter().0.found();
             Some(item)
         }
-        None => wait_longer(source, patience, sleeper, bell, deadline),
+        None => wait_longer(source, bell, deadline),
     }
 }
 
-fn wait_longer<S: Source>(
-    source: &mut S,
-    patience: &mut Patience,
-    sleeper: &mut Sleeper,
-    bell: &Bell,
-    deadline: Option<Instant>,
-) -> Option<S::Item> {
-    if let Some(item) = patience.spin(sleeper.shares_cpu_with_peer(), deadline, || source.look()) {
+fn wait_longer<S: Source>(source: &mut S, bell: &Bell, deadline: Option<Instant>) -> Option<S::Item> {
+    if let Some(item) = spin(source, deadline) {
+        source.waiter().0.found();
         return Some(item);
     }
     loop {
         // Before the look: whoever rings after it wakes us, whoever rang before is seen by it.
         let rung = bell.value();
-        sleeper.lie_down();
-        if let Some(item) = source.look() {
-            sleeper.get_up();
-            patience.found();
-            return Some(item);
+        source.waiter().1.lie_down();
+        let found = source.look();
+        let in_time = deadline.is_none_or(|at| Instant::now() < at);
+        if found.is_none() && in_time {
+            source.waiter().0.sleeps();
+            let (spot, empty) = source.spot();
+            futex::wait(spot, empty, bell, rung, deadline);
         }
-        if deadline.is_some_and(|at| Instant::now() >= at) {
-            sleeper.get_up();
+        let (patience, sleeper) = source.waiter();
+        sleeper.get_up();
+        if found.is_some() {
+            patience.found();
+            return found;
+        }
+        if !in_time {
             patience.gave_up();
             return None;
         }
-        let (spot, empty) = source.spot();
-        patience.sleeps();
-        futex::wait(spot, empty, bell, rung, deadline);
-        sleeper.get_up();
         if let Some(item) = source.look() {
-            patience.found();
+            source.waiter().0.found();
             return Some(item);
         }
     }
+}
+
+/// Looks again and again, as long as the waiter has patience.
+#[cfg(not(strait_loom))]
+fn spin<S: Source>(source: &mut S, deadline: Option<Instant>) -> Option<S::Item> {
+    let (patience, sleeper) = source.waiter();
+    let mut turns = patience.turns(sleeper.shares_cpu_with_peer(), deadline);
+    while turns.next() {
+        if let Some(item) = source.look() {
+            source.waiter().0.caught();
+            return Some(item);
+        }
+    }
+    None
+}
+
+/// The models check the sleep, not the spin.
+#[cfg(strait_loom)]
+fn spin<S: Source>(_: &mut S, _: Option<Instant>) -> Option<S::Item> {
+    None
 }

@@ -1,5 +1,6 @@
 //! How long to look before going to sleep. Knows time and CPUs only.
 
+#[cfg(not(strait_loom))]
 use std::hint::spin_loop;
 use std::time::Instant;
 
@@ -70,72 +71,72 @@ impl Patience {
 
 #[cfg(not(strait_loom))]
 impl Patience {
-    /// Looks again and again, as long as the strategy has patience. `None`: go to sleep, or the deadline is near.
+    /// The pauses between looks, as long as the strategy has patience.
     #[inline]
-    pub(super) fn spin<T>(
-        &mut self,
-        shares_cpu: bool,
-        deadline: Option<Instant>,
-        look: impl FnMut() -> Option<T>,
-    ) -> Option<T> {
-        let caught = match self.strategy {
-            Wait::Park => None,
-            Wait::Spin => Self::spin_on(shares_cpu, deadline, look),
-            Wait::Adaptive => self.spin_a_while(shares_cpu, look),
-        };
-        self.found += u64::from(caught.is_some());
-        caught
+    pub(super) fn turns(&self, shares_cpu: bool, deadline: Option<Instant>) -> Turns {
+        Turns {
+            strategy: self.strategy,
+            budget: self.budget,
+            shares_cpu,
+            deadline,
+            pauses: if shares_cpu { 0 } else { PAUSES },
+            since: None,
+        }
     }
 
-    fn spin_a_while<T>(&mut self, shares_cpu: bool, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-        for _ in 0..if shares_cpu { 0 } else { PAUSES } {
-            spin_loop();
-            if let Some(item) = look() {
-                return Some(item);
-            }
-        }
-        let start = Instant::now();
-        while start.elapsed().as_nanos() < u128::from(self.budget) {
-            // Whoever is waited for may be about to run on this very CPU.
-            crate::sys::cpu::yield_now();
-            if let Some(item) = look() {
-                self.budget = (self.budget * 2).min(BUDGET_MAX);
-                return Some(item);
-            }
-        }
-        None
-    }
-
-    fn spin_on<T>(shares_cpu: bool, deadline: Option<Instant>, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-        loop {
-            for _ in 0..PAUSES {
-                if shares_cpu {
-                    crate::sys::cpu::yield_now();
-                } else {
-                    spin_loop();
-                }
-                if let Some(item) = look() {
-                    return Some(item);
-                }
-            }
-            if deadline.is_some_and(|at| Instant::now() >= at) {
-                return None;
-            }
-        }
+    /// Spinning caught it.
+    #[inline]
+    pub(super) fn caught(&mut self) {
+        self.budget = (self.budget * 2).min(BUDGET_MAX);
     }
 }
 
-#[cfg(strait_loom)]
-impl Patience {
-    /// The models check the sleep, not the spin.
-    pub(super) fn spin<T>(
-        &mut self,
-        _shares_cpu: bool,
-        _deadline: Option<Instant>,
-        _look: impl FnMut() -> Option<T>,
-    ) -> Option<T> {
-        spin_loop();
-        None
+/// One wait's pauses: short ones first, then dearer ones.
+#[cfg(not(strait_loom))]
+pub(super) struct Turns {
+    strategy: Wait,
+    budget: u32,
+    shares_cpu: bool,
+    deadline: Option<Instant>,
+    pauses: u32,
+    since: Option<Instant>,
+}
+
+#[cfg(not(strait_loom))]
+impl Turns {
+    /// Pauses. False: go to sleep, or the deadline is near.
+    #[inline]
+    pub(super) fn next(&mut self) -> bool {
+        if self.strategy == Wait::Park {
+            return false;
+        }
+        if self.pauses > 0 {
+            self.pauses -= 1;
+            spin_loop();
+            return true;
+        }
+        self.dearer()
+    }
+
+    #[cold]
+    fn dearer(&mut self) -> bool {
+        match self.strategy {
+            Wait::Park => false,
+            Wait::Spin => {
+                if self.shares_cpu {
+                    crate::sys::cpu::yield_now();
+                } else {
+                    self.pauses = PAUSES;
+                }
+                self.deadline.is_none_or(|at| Instant::now() < at)
+            }
+            Wait::Adaptive => {
+                let since = *self.since.get_or_insert_with(Instant::now);
+                // Whoever is waited for may be about to run on this very CPU.
+                crate::sys::cpu::yield_now();
+                since.elapsed().as_nanos() < u128::from(self.budget)
+            }
+        }
     }
 }
 
