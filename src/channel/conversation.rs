@@ -69,11 +69,6 @@ impl Conversation {
         self.given_up.push_back(id);
     }
 
-    /// Whether a message with this number has come in.
-    pub(super) fn has_received(&self, id: u64) -> bool {
-        id <= self.received
-    }
-
     /// Whether receiving has to come before anything more is kept.
     pub(super) fn keeps_no_more(&self) -> bool {
         self.kept.len() >= KEPT_MAX

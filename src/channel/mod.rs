@@ -19,6 +19,7 @@ use crate::wait::Wait;
 use conversation::{Conversation, Verdict};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// One end of a channel that carries messages with root `T`, in both directions.
@@ -49,12 +50,16 @@ pub struct Channel<T: Schema> {
     trust: Trust,
     shelf: Arc<Shelf>,
     conversation: Conversation,
+    /// What no other channel of this process has.
+    serial: u64,
     root: PhantomData<fn() -> T>,
 }
 
 impl<T: Schema> Channel<T> {
     pub(crate) fn new(lane: Lane, trust: Trust) -> Self {
-        Self { lane, trust, shelf: Arc::default(), conversation: Conversation::default(), root: PhantomData }
+        static SERIALS: AtomicU64 = AtomicU64::new(0);
+        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
+        Self { lane, trust, shelf: Arc::default(), conversation: Conversation::default(), serial, root: PhantomData }
     }
 
     /// Begins a message in this side's arena.
@@ -104,7 +109,7 @@ impl<T: Schema> Channel<T> {
     /// [`SendError`]; nothing was sent then.
     pub fn reply(&mut self, to: &Received<T>, message: &Message<T>) -> Result<u64, SendError> {
         // The peer would take it for a breach of the protocol.
-        if !self.conversation.has_received(to.id()) {
+        if to.channel() != self.serial {
             return Err(SendError::NotReceivedHere);
         }
         self.send_until(message, Some(to.id()), None)
@@ -218,7 +223,11 @@ impl<T: Schema> Channel<T> {
     fn open(&mut self, envelope: Envelope) -> Result<Received<T>, RecvError> {
         let opened = self.borrow(envelope.handle).map_err(OpenProblem::Peer).and_then(|borrowed| {
             let Envelope { segments, id, in_reply_to, .. } = envelope;
-            Received::open(Opening { borrowed, segments, id, in_reply_to }, self.trust, &self.shelf)
+            Received::open(
+                Opening { borrowed, segments, id, in_reply_to, channel: self.serial },
+                self.trust,
+                &self.shelf,
+            )
         });
         opened.map_err(|problem| match problem {
             OpenProblem::Peer(broken) => self.cut_off(broken),

@@ -2,7 +2,7 @@
 //! writes any more, a [`Received`] is one read where it lies, or from a copy where the lender is not believed. Knows no
 //! rings and no sessions.
 //!
-//! One of the four rooms that may hold `unsafe`.
+//! One of the three rooms that may hold `unsafe`.
 
 mod builder;
 mod frozen;

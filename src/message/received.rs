@@ -16,6 +16,9 @@ use std::sync::Arc;
 /// Read in place, the bytes are on loan: dropping this, in any thread, sends them home with whatever goes that way
 /// next. Until then they stay, even if the channel or the session is closed meanwhile, or the sender is killed.
 ///
+/// A copy ([`Trust::snapshot`]) may be walked 16 times in all, and 64 MiB at least; reading beyond that fails, because
+/// a message whose pointers repeat themselves could keep its reader busy for ever.
+///
 /// ```no_run
 /// # capnp::generated_code!(mod hello_capnp);
 /// # use hello_capnp::hello;
@@ -33,6 +36,7 @@ pub struct Received<T: Schema> {
     reader: Reader<Segments>,
     id: u64,
     in_reply_to: Option<u64>,
+    channel: u64,
     root: PhantomData<fn() -> T>,
 }
 
@@ -42,6 +46,8 @@ pub(crate) struct Opening {
     pub(crate) segments: u16,
     pub(crate) id: u64,
     pub(crate) in_reply_to: Option<u64>,
+    /// This process's own number for the channel.
+    pub(crate) channel: u64,
 }
 
 /// Why a message cannot be opened.
@@ -84,18 +90,19 @@ impl<T: Schema> Received<T> {
     /// Checks where a message's segments lie, and copies them if the lender is not believed.
     #[inline]
     pub(crate) fn open(opening: Opening, trust: Trust, shelf: &Arc<Shelf>) -> Result<Self, OpenProblem> {
-        let Opening { borrowed, segments, id, in_reply_to } = opening;
+        let Opening { borrowed, segments, id, in_reply_to, channel } = opening;
         let places = places(&borrowed, segments)?;
         let (segments, options) = match trust.copy_limit() {
             None => (Segments::InPlace { borrowed, places }, BELIEVED),
             Some(limit) => {
                 let copy = Copied::new(&borrowed, &places, limit, shelf.clone())?;
-                // Several pointers to one object make a small message a large one to walk: not much larger, here.
-                let walk = copy.words.len().saturating_mul(2).max(1024);
+                // Several pointers to one object make a small message a large one to walk. Cap'n Proto counts over all
+                // reading of a message, so the limit leaves room for reading it again.
+                let walk = copy.words.len().saturating_mul(16).saturating_add(WALK_MIN);
                 (Segments::Copied(copy), ReaderOptions { traversal_limit_in_words: Some(walk), nesting_limit: 32 })
             }
         };
-        Ok(Self { reader: Reader::new(segments, options), id, in_reply_to, root: PhantomData })
+        Ok(Self { reader: Reader::new(segments, options), id, in_reply_to, channel, root: PhantomData })
     }
 
     /// The root struct.
@@ -119,6 +126,10 @@ impl<T: Schema> Received<T> {
         self.in_reply_to
     }
 
+    pub(crate) fn channel(&self) -> u64 {
+        self.channel
+    }
+
     /// How many bytes it has in all.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -134,6 +145,9 @@ impl<T: Schema> std::fmt::Debug for Received<T> {
 
 /// A lender that is believed may nest and repeat as it likes, short of the reader's stack.
 const BELIEVED: ReaderOptions = ReaderOptions { traversal_limit_in_words: None, nesting_limit: 64 };
+
+/// Words that even the smallest message may be walked: Cap'n Proto's own default.
+const WALK_MIN: usize = 8 << 20;
 
 type Places = SmallVec<[Place; 1]>;
 

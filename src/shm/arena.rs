@@ -134,9 +134,10 @@ impl Arena {
             return Err(full);
         }
         let tcache = owned.tcaches.flag(owned.serial);
+        let align = align.max(WORD);
         let flags = jemalloc::MALLOCX_ARENA(owned.index as usize)
             | tcache
-            | jemalloc::MALLOCX_ALIGN(align.max(WORD))
+            | jemalloc::MALLOCX_ALIGN(align)
             | jemalloc::MALLOCX_ZERO;
         // SAFETY: the size is not zero and the flags name an arena and a cache that live as long as `self`.
         let start = NonNull::new(unsafe { jemalloc::mallocx(size, flags) }.cast::<u8>()).ok_or(full)?;
@@ -148,7 +149,7 @@ impl Arena {
             unsafe { jemalloc::dallocx(start.as_ptr().cast(), tcache) };
             return Err(full);
         }
-        Ok(Piece { start, bytes: size })
+        Ok(Piece { start, bytes: size, align })
     }
 
     /// # Safety
@@ -158,9 +159,9 @@ impl Arena {
         let owned = &*self.0;
         // In a forked child the memory is not mapped and the books are a copy.
         if owned.fork == fork::generation() {
-            let tcache = owned.tcaches.flag(owned.serial);
-            // SAFETY: the caller's contract; the size is what was asked for, which jemalloc accepts.
-            unsafe { jemalloc::sdallocx(piece.start.as_ptr().cast(), piece.bytes, tcache) };
+            let flags = owned.tcaches.flag(owned.serial) | jemalloc::MALLOCX_ALIGN(piece.align);
+            // SAFETY: the caller's contract; size and alignment are those the piece was cut with, as jemalloc demands.
+            unsafe { jemalloc::sdallocx(piece.start.as_ptr().cast(), piece.bytes, flags) };
         }
     }
 

@@ -14,6 +14,8 @@ use std::sync::Arc;
 pub(crate) struct Piece {
     pub(crate) start: NonNull<u8>,
     pub(super) bytes: usize,
+    /// jemalloc rounds sizes by alignment, so it has to hear of both again when the piece is freed.
+    pub(super) align: usize,
 }
 
 impl Piece {

@@ -105,6 +105,10 @@ impl Loans {
     /// Ends the loan that the borrower names. The memory is freed here if it was the last.
     pub(crate) fn give_back(&self, handle: Handle) -> Result<(), PeerMisbehaved> {
         let mut book = self.book.lock();
+        if book.over {
+            // What the borrower sent before its end may be received after it: nothing is on loan any more.
+            return Ok(());
+        }
         let index = handle.ticket & (MAX_LOANS as u32 - 1);
         let entry = book.entries.get_mut(index as usize).ok_or(PeerMisbehaved::NotOnLoan)?;
         let loan = entry.loan.take_if(|(lent, _)| *lent == handle).ok_or(PeerMisbehaved::NotOnLoan)?;

@@ -2,7 +2,7 @@
 //! [`loans`]); the borrower's side turns a peer's handles into checked memory ([`view`]). Knows no messages and no
 //! sockets; memory arrives as a [`Memfd`](crate::sys::memfd::Memfd).
 //!
-//! One of the four rooms that may hold `unsafe`.
+//! One of the three rooms that may hold `unsafe`.
 
 pub(crate) mod arena;
 pub(crate) mod block;

@@ -207,3 +207,21 @@ fn memory_that_is_not_as_announced_is_not_mapped() {
     let size = file.metadata().unwrap().len();
     assert_eq!(found(View::map(file.into(), 1, size, size).map(drop)), BadMemory::Kind);
 }
+
+#[test]
+fn aligned_pieces_go_back_where_they_came_from() {
+    for words in (1..600).step_by(7) {
+        let arena = arena(64 * MIB, 64 * MIB);
+        let blocks: Vec<_> = (0..8).map(|_| arena.alloc(words * 8, 4096).unwrap()).collect();
+        assert!(blocks.iter().all(|block| block.offset() % 512 == 0));
+        drop(blocks);
+        // Freed into the wrong size class, they would now overlap, and the arena's end would not survive it.
+        let again: Vec<_> = (0..64).map(|_| arena.alloc(words * 8, 8).unwrap()).collect();
+        let mut offsets: Vec<_> = again.iter().map(|block| block.offset()).collect();
+        offsets.sort_unstable();
+        assert!(offsets.windows(2).all(|pair| pair[1] - pair[0] >= words as u64));
+        drop(again);
+        arena.purge();
+        assert_eq!(arena.resident().unwrap(), 0);
+    }
+}

@@ -1,7 +1,7 @@
 //! L0: the operating system, spoken to once. Everything here wraps one kernel facility and knows nothing of what it
 //! is used for: no rings, no messages, no sessions.
 //!
-//! One of the four rooms that may hold `unsafe` (with `shm` and `message`; see `docs/unsafe.md`).
+//! One of the three rooms that may hold `unsafe` (with `shm` and `message`; see `docs/unsafe.md`).
 
 pub(crate) mod barrier;
 #[cfg(not(strait_loom))]
