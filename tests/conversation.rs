@@ -27,20 +27,13 @@ fn main() -> ExitCode {
         Case::new("late_replies_are_dropped", late),
         Case::new("messages_during_a_request_are_kept_in_order", kept),
         Case::new("foreign_messages_are_refused", foreign),
-        Case::new("a_reply_over_another_channel_is_refused", crossed_reply)
-            .ignore("bug: Channel::reply compares message numbers, not channels (src/channel/mod.rs, `reply`)"),
-        Case::new("received_messages_can_be_read_again", read_again).ignore(
-            "bug: a snapshot's traversal limit lasts for its life, not a read (src/message/received.rs, `open`)",
-        ),
+        Case::new("a_reply_over_another_channel_is_refused", crossed_reply),
+        Case::new("received_messages_can_be_read_again", read_again),
         Case::new("channels_at_log_in_and_later", channels),
         Case::new("many_sessions_and_channels", many),
         Case::new("full_ring", full_ring),
-        Case::new("full_small_ring", full_small_ring).ignore(
-            "bug: heap corruption with fewer than 256 slots: sdallocx without the alignment (src/shm/arena.rs)",
-        ),
-        Case::new("small_rings_come_and_go", small_rings).ignore(
-            "bug: heap corruption with fewer than 256 slots: sdallocx without the alignment (src/shm/arena.rs)",
-        ),
+        Case::new("full_small_ring", full_small_ring),
+        Case::new("small_rings_come_and_go", small_rings),
     ];
     let roles: &[common::Role] = &[("obliging", obliging::run), ("files", file_server), ("two sessions", two_sessions)];
     common::main(&cases, roles)

@@ -17,8 +17,7 @@ fn main() -> ExitCode {
         Case::new("received_messages_outlive_everything", outlive),
         Case::new("close_wakes_a_sleeper", close_wakes),
         Case::new("what_was_sent_before_the_end_arrives", drains),
-        Case::new("what_was_sent_with_returns_before_the_end_arrives", drains_with_returns)
-            .ignore("bug: returns in slots read after `Loans::reclaim` count as misbehaviour (src/transport/link.rs)"),
+        Case::new("what_was_sent_with_returns_before_the_end_arrives", drains_with_returns),
     ];
     common::main(&cases, &[("obliging", obliging::run), ("poet", poet)])
 }
