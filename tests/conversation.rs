@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Case::new("late_replies_are_dropped", late),
         Case::new("messages_during_a_request_are_kept_in_order", kept),
         Case::new("foreign_messages_are_refused", foreign),
+        Case::new("a_client_app_has_one_arena", one_arena),
         Case::new("a_reply_over_another_channel_is_refused", crossed_reply),
         Case::new("received_messages_can_be_read_again", read_again),
         Case::new("channels_at_log_in_and_later", channels),
@@ -253,6 +254,21 @@ fn foreign() {
         let received = first.request(&question, PATIENCE).expect("answer");
         assert_eq!(fresh.reply(&received, &question), Err(SendError::NotReceivedHere));
         assert_eq!(ask(&mut fresh, "echo still"), "still");
+    });
+}
+
+fn one_arena() {
+    with_server("in_place", |here, _| {
+        with_server("snapshot", |there, _| {
+            let app = client().channel::<hello::Owned>("main");
+            let sessions = [here, there].map(|place| app.clone().connect(&place.server()).expect("connect"));
+            let mut channels = sessions.each_ref().map(open);
+            let question = greet(&channels[0], "echo both");
+            for channel in &mut channels {
+                let answer = channel.request(&question, PATIENCE).expect("answer");
+                assert_eq!(words(&answer), "both");
+            }
+        });
     });
 }
 

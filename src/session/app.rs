@@ -1,16 +1,21 @@
 //! Who the apps are, and what they allow. Values only.
 
 use crate::message::{Schema, Trust};
-use crate::shm::arena::{self, Arena};
+use crate::shm::arena::{self, Arena, WeakArena};
 use crate::shm::loans::LoanQuota;
 use crate::sys::memfd::Writable;
 use crate::transport::control::NAME_MAX;
 use crate::wait::Wait;
+use parking_lot::Mutex;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A client app: what it is called, what it opens, and how far it believes the server it connects to.
+///
+/// Sessions that it and its clones open to servers of its own user share one arena: a message built in one can be sent
+/// in all of them.
 ///
 /// The same type describes it to a server's allow-list; there, only the name and the user count.
 ///
@@ -34,6 +39,8 @@ pub struct ClientApp {
     pub(super) trust: Trust,
     pub(super) timeout: Duration,
     pub(super) options: Options,
+    /// The one that sessions with servers of this user share.
+    arena: Arc<Mutex<WeakArena>>,
 }
 
 /// A server app: what it is called, where it is found, what it serves, and to whom.
@@ -194,6 +201,23 @@ impl ClientApp {
             trust: Trust::snapshot(),
             timeout: CONNECT_TIMEOUT,
             options: Options::new(4 << 30),
+            arena: Arc::default(),
+        }
+    }
+
+    /// The arena for a session: shared by all that this app has with servers of its own user.
+    pub(super) fn arena(&self, foreign: bool) -> io::Result<Arena> {
+        if foreign {
+            return self.options.make_arena(true);
+        }
+        let mut shared = self.arena.lock();
+        match shared.upgrade() {
+            Some(arena) => Ok(arena),
+            None => {
+                let arena = self.options.make_arena(false)?;
+                *shared = arena.downgrade();
+                Ok(arena)
+            }
         }
     }
 

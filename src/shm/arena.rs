@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use thiserror::Error;
 use tikv_jemalloc_sys as jemalloc;
 
@@ -206,8 +206,25 @@ impl Arena {
         let _ = mallctl::order(&format!("arena.{}.decay", self.0.index));
     }
 
+    /// Finds the arena again as long as somebody holds it.
+    pub(crate) fn downgrade(&self) -> WeakArena {
+        WeakArena(Arc::downgrade(&self.0))
+    }
+
+    #[inline]
     pub(crate) fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// See [`Arena::downgrade`].
+#[derive(Debug, Default)]
+pub(crate) struct WeakArena(Weak<Owned>);
+
+impl WeakArena {
+    /// Not in a forked child, whose arena has to be its own.
+    pub(crate) fn upgrade(&self) -> Option<Arena> {
+        self.0.upgrade().filter(|owned| owned.fork == fork::generation()).map(Arena)
     }
 }
 
