@@ -2,6 +2,7 @@
 //! memory. Knows bounds, not meaning; whatever lies inside them may still change under the reader.
 
 use super::handle::{Handle, WORD};
+use crate::sys::cpu;
 use crate::sys::mapping::{Access, Mapping};
 use crate::sys::memfd::{BadMemory, Memfd};
 use crate::sys::misbehaved::PeerMisbehaved;
@@ -55,6 +56,14 @@ impl View {
         // SAFETY: `check` vouches for the range, the view keeps it mapped, and this process reaches a peer's live
         // words through `PeerWords` only.
         Ok(unsafe { PeerWords::new(place.start.cast(), place.len, self.clone()) })
+    }
+
+    /// Begins to fetch what a handle names, before anyone has time to look at it.
+    #[inline]
+    pub(crate) fn fetch(&self, handle: Handle) {
+        if let Ok(place) = self.check(handle.offset, handle.len) {
+            cpu::fetch(place.start.as_ptr());
+        }
     }
 
     #[inline]

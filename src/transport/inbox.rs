@@ -81,6 +81,8 @@ fn open_slot(port: &Port, payload: Payload) -> Result<Option<Envelope>, PeerMisb
     let core = port.core();
     match Descriptor::from_words(payload)? {
         Descriptor::Message(envelope) => {
+            // Its first line comes from the other CPU while the books are kept here.
+            core.view().fetch(envelope.handle);
             if let Some(handle) = envelope.returned {
                 core.loans().give_back(handle)?;
             }

@@ -39,7 +39,12 @@ struct Outbox {
     receiver: Notifier,
     patience: Patience,
     wakes: u64,
+    /// Slots sent since the last look for returns.
+    unlooked: u32,
 }
+
+/// Slots after which a sender looks for returns itself.
+const COLLECT_EVERY: u32 = 16;
 
 /// How often a lane's ends slept and woke the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +83,7 @@ impl Lane {
                 receiver: Notifier::new(own, area::SENDER, peer, area::RECEIVER, fence),
                 patience: Patience::new(strategy),
                 wakes: 0,
+                unlooked: 0,
             },
             port: link.port(number, name, inbox),
         }
@@ -104,7 +110,11 @@ impl Lane {
             return Err(self.port.error());
         }
         // What the peer has returned may lie in the ring of a side that only ever sends.
-        self.port.collect();
+        self.outbox.unlooked += 1;
+        if self.outbox.unlooked >= COLLECT_EVERY {
+            self.outbox.unlooked = 0;
+            self.port.collect();
+        }
         let returned = self.port.pop_owed();
         let sent = self.push(Descriptor::Message(Envelope { returned, ..envelope }));
         if let (Some(handle), Ok(false)) = (returned, &sent) {

@@ -79,7 +79,7 @@ impl Patience {
             budget: self.budget,
             shares_cpu,
             deadline,
-            pauses: if shares_cpu { 0 } else { PAUSES },
+            looks: if shares_cpu { 0 } else { CLOSE + PAUSES },
             since: None,
         }
     }
@@ -98,7 +98,7 @@ pub(super) struct Turns {
     budget: u32,
     shares_cpu: bool,
     deadline: Option<Instant>,
-    pauses: u32,
+    looks: u32,
     since: Option<Instant>,
 }
 
@@ -110,9 +110,12 @@ impl Turns {
         if self.strategy == Wait::Park {
             return false;
         }
-        if self.pauses > 0 {
-            self.pauses -= 1;
-            spin_loop();
+        if self.looks > 0 {
+            self.looks -= 1;
+            // The first looks follow each other closely: an answer that is on its way is seen as it comes.
+            if self.looks < PAUSES {
+                spin_loop();
+            }
             return true;
         }
         self.dearer()
@@ -126,7 +129,7 @@ impl Turns {
                 if self.shares_cpu {
                     crate::sys::cpu::yield_now();
                 } else {
-                    self.pauses = PAUSES;
+                    self.looks = PAUSES;
                 }
                 self.deadline.is_none_or(|at| Instant::now() < at)
             }
@@ -139,6 +142,10 @@ impl Turns {
         }
     }
 }
+
+/// Looks without a pause in between.
+#[cfg(not(strait_loom))]
+const CLOSE: u32 = 100;
 
 /// Looks between pauses before anything dearer is done: about 1.5 us.
 #[cfg(not(strait_loom))]
