@@ -145,11 +145,7 @@ const ASK_EVERY: u32 = 1 << 18;
 
 /// Looks until there is something. Every `patience` looks others may run on this CPU: they may be who is waited for.
 #[inline]
-fn spin_until(
-    patience: u32,
-    mut is_over: impl FnMut() -> bool,
-    mut look: impl FnMut() -> bool,
-) -> anyhow::Result<()> {
+fn spin_until(patience: u32, mut is_over: impl FnMut() -> bool, mut look: impl FnMut() -> bool) -> anyhow::Result<()> {
     let mut looks = 0_u32;
     while !look() {
         looks = looks.wrapping_add(1);

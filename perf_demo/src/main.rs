@@ -30,10 +30,10 @@ capnp::generated_code!(mod cache_capnp);
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = Stop::watch().and_then(|stop| {
-        let done = match cli.command {
+        let done = match &cli.command {
             None => driver::run(&cli.measure, &cli.files.file, &stop),
-            Some(Command::Serve(serve)) => server::run(&serve, &stop),
-            Some(Command::Client(client)) => client::run(&client, &stop),
+            Some(Command::Serve(serve)) => server::run(serve, &stop),
+            Some(Command::Client(client)) => client::run(client, &stop),
         };
         match stop.signal() {
             // Being told to stop is no failure of a server; of a measurement it is, and a shell wants to know which.

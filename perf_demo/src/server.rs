@@ -46,7 +46,7 @@ pub(crate) fn run(options: &Serve, stop: &Stop) -> anyhow::Result<ExitCode> {
     let sources = options.files.file.iter().map(|path| Source::file(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let place = Place::take(&options.place.dir())?;
     let store = Store::new(place.sessions.arena().clone(), sources)?;
-    let mut server = Server { cpus: Cpus::allowed()?, place, store, stop: stop.clone() };
+    let server = Server { cpus: Cpus::allowed()?, place, store, stop: stop.clone() };
     // Whoever started this reads it as the sign that it can come.
     println!("serving at {0}; now: perf_demo client --run-dir {0}", server.place.path.display());
     std::io::stdout().flush()?;
