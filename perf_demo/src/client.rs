@@ -64,8 +64,9 @@ impl Client {
         let stream = come(&dir, CONTROL, stop).with_context(|| format!("no server at {}", path.display()))?;
         let mut control = Control::new(stream);
         let welcome: Welcome = control.hear()?.context("the server is gone")?;
+        let line = Line::find(welcome.pid, welcome.line_fd)?;
         Ok(Self {
-            line: Line::find(welcome.pid, welcome.line_fd)?,
+            line,
             given: welcome.files,
             dir,
             path: path.to_owned(),
@@ -285,6 +286,13 @@ impl Client {
     fn mount(&mut self, technique: Technique) -> anyhow::Result<&mut Mount> {
         let slot = if technique == Technique::Shm { &mut self.in_place } else { &mut self.snapshot };
         slot.as_mut().context("no session")
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Whoever would be woken holds the sockets open, and the server waits for their end.
+        self.stop.forget_beyond(0);
     }
 }
 

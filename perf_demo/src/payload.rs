@@ -181,7 +181,9 @@ impl Expected {
     pub(crate) fn ends_match(&self, answer: cache::Reader<'_>) -> anyhow::Result<bool> {
         let parts = parts(answer)?;
         let Some(last) = parts.len().checked_sub(1) else { return Ok(false) };
-        let (first, last) = (parts.get(0).get_data()?, parts.get(last).get_data()?);
+        let first = parts.get(0).get_data()?;
+        // Read once where it is one chunk: a snapshot bounds how often its bytes are gone through.
+        let last = if last == 0 { first } else { parts.get(last).get_data()? };
         Ok(self.are_ends(first.first(), last.last()))
     }
 
@@ -193,7 +195,7 @@ impl Expected {
     /// Reads every byte and compares sizes and hashes, both as announced and as found. Never timed.
     pub(crate) fn all_matches(&self, answer: cache::Reader<'_>) -> anyhow::Result<bool> {
         let parts = parts(answer)?;
-        if parts.len() as usize != self.chunks.len() || !self.ends_match(answer)? {
+        if parts.len() as usize != self.chunks.len() {
             return Ok(false);
         }
         for (part, &(size, hash)) in parts.iter().zip(&self.chunks) {
