@@ -22,7 +22,13 @@ pub(crate) fn draw(rows: &[Row]) -> String {
         let mut last = None;
         for row in rows.iter().filter(drawn).filter(|row| row.wait == wait) {
             if last.is_none() {
-                let _ = writeln!(text, "p50, {}; each step of {:.0} characters is 10 x", wait.name(), step(low, high));
+                let _ = writeln!(
+                    text,
+                    "{}p50, {}; each step of {:.0} characters is 10 x",
+                    if text.is_empty() { "" } else { "\n" },
+                    wait.name(),
+                    step(low, high)
+                );
             }
             let size = if last.replace(row.payload_bytes) == Some(row.payload_bytes) {
                 String::new()
@@ -32,9 +38,6 @@ pub(crate) fn draw(rows: &[Row]) -> String {
             let eighths = ((log(row.rtt_ns.p50) - low) * step(low, high) * 8.0).max(1.0) as usize;
             let bar = "█".repeat(eighths / 8) + EIGHTHS[eighths % 8];
             let _ = writeln!(text, "{size:>9} {:<8} {bar} {}", row.technique.name(), time(row.rtt_ns.p50));
-        }
-        if last.is_some() {
-            text.push('\n');
         }
     }
     text

@@ -6,6 +6,7 @@
 use crate::cache_capnp::cache;
 use crate::cli::WaitMode;
 use crate::payload::{Expected, parts};
+use crate::stop::{OnStop, Stop};
 use anyhow::{Context, bail};
 use capnp::Word;
 use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions};
@@ -30,21 +31,22 @@ const TRIES: Duration = Duration::from_micros(25);
 /// A stream socket and how to wait for it.
 pub(crate) struct Pipe {
     stream: UnixStream,
+    _on_stop: OnStop,
     wait: WaitMode,
     patience: u32,
 }
 
 impl Pipe {
     /// With the system's own buffers, blocking.
-    pub(crate) fn plain(stream: UnixStream) -> Self {
-        Self { stream, wait: WaitMode::Park, patience: 1 }
+    pub(crate) fn plain(stream: UnixStream, stop: &Stop) -> io::Result<Self> {
+        Ok(Self { _on_stop: stop.closes(&stream)?, stream, wait: WaitMode::Park, patience: 1 })
     }
 
     /// With large buffers.
-    pub(crate) fn large(stream: UnixStream) -> nix::Result<Self> {
+    pub(crate) fn large(stream: UnixStream, stop: &Stop) -> io::Result<Self> {
         setsockopt(&stream, sockopt::SndBuf, &SOCKET_BUFFER)?;
         setsockopt(&stream, sockopt::RcvBuf, &SOCKET_BUFFER)?;
-        Ok(Self::plain(stream))
+        Self::plain(stream, stop)
     }
 
     pub(crate) fn settle(&mut self, wait: WaitMode, patience: u32) {

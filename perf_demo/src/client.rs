@@ -9,13 +9,12 @@ use crate::floor::{self, Line};
 use crate::payload::{Expected, Source};
 use crate::report::Tally;
 use crate::server::{CONTROL, ECHO, STREAM, reached};
-use crate::shm::{Mount, client_app, server_app};
-use crate::stop::Stop;
+use crate::shm::Mount;
+use crate::stop::{OnStop, Stop};
 use crate::{group, report};
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use std::fs::File;
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -56,12 +55,14 @@ pub(crate) struct Client {
     cpus: Cpus,
     stop: Stop,
     echoes: u64,
+    _on_stop: OnStop,
 }
 
 impl Client {
     fn connect(path: &Path, stop: &Stop) -> anyhow::Result<Self> {
         let dir = File::open(path).with_context(|| format!("no server at {}", path.display()))?;
-        let stream = come(&dir, CONTROL, stop).with_context(|| format!("no server at {}", path.display()))?;
+        let stream = come(&dir, CONTROL).with_context(|| format!("no server at {}", path.display()))?;
+        let on_stop = stop.closes(&stream)?;
         let mut control = Control::new(stream);
         let welcome: Welcome = control.hear()?.context("the server is gone")?;
         let line = Line::find(welcome.pid, welcome.line_fd)?;
@@ -81,6 +82,7 @@ impl Client {
             cpus: Cpus::allowed()?,
             stop: stop.clone(),
             echoes: 0,
+            _on_stop: on_stop,
         })
     }
 
@@ -110,12 +112,13 @@ impl Client {
         Ok(())
     }
 
-    /// Frees what only this technique needs, if it is much.
+    /// Frees what only this technique needs, if it is much: a buffer, or a view of the server's memory.
     pub(crate) fn release(&mut self, technique: Technique) {
         match technique {
             Technique::Classic | Technique::Bare => self.incoming.release(),
-            Technique::Snapshot => self.snapshot.iter_mut().for_each(Mount::release),
-            Technique::Shm | Technique::FloorLine | Technique::FloorSocket => {}
+            Technique::Shm => self.in_place = None,
+            Technique::Snapshot => self.snapshot = None,
+            Technique::FloorLine | Technique::FloorSocket => {}
         }
     }
 
@@ -224,46 +227,36 @@ impl Client {
             bail!("stopped by signal {signal}");
         }
         match technique {
-            Technique::Shm => self.open_channel(Way::InPlace),
-            Technique::Snapshot => self.open_channel(Way::Snapshot),
+            Technique::Shm => self.open_session(Way::InPlace),
+            Technique::Snapshot => self.open_session(Way::Snapshot),
             Technique::Classic | Technique::Bare if self.stream.is_none() => {
-                let mut pipe = Pipe::large(self.open_socket(Way::Stream, STREAM)?)?;
+                let mut pipe = Pipe::large(self.open_socket(Way::Stream, STREAM)?, &self.stop)?;
                 pipe.settle(self.settled.wait, self.settled.patience);
                 self.stream = Some(pipe);
                 Ok(())
             }
             Technique::FloorSocket if self.echo.is_none() => {
-                self.echo = Some(Pipe::plain(self.open_socket(Way::Echo, ECHO)?));
+                self.echo = Some(Pipe::plain(self.open_socket(Way::Echo, ECHO)?, &self.stop)?);
                 Ok(())
             }
             _ => Ok(()),
         }
     }
 
-    fn open_channel(&mut self, way: Way) -> anyhow::Result<()> {
+    fn open_session(&mut self, way: Way) -> anyhow::Result<()> {
         let slot = if way == Way::InPlace { &mut self.in_place } else { &mut self.snapshot };
-        if slot.as_ref().is_some_and(Mount::is_open) {
-            return Ok(());
+        if slot.is_none() {
+            self.control.say(&Order::Open { way })?;
+            let mount = slot.insert(Mount::connect(way, &self.path, &self.stop)?);
+            mount.settle(self.settled.wait);
+            self.control.done()?;
         }
-        self.control.say(&Order::Open { way })?;
-        let mount = match slot {
-            Some(mount) => mount,
-            None => {
-                let (client, _) = client_app(way);
-                let session = client.connect(&server_app(&self.path))?;
-                let closes = session.clone();
-                self.stop.on_stop(move || closes.close());
-                slot.insert(Mount::new(session))
-            }
-        };
-        mount.open()?;
-        mount.settle(self.settled.wait);
-        self.control.done()
+        Ok(())
     }
 
     fn open_socket(&mut self, way: Way, name: &str) -> anyhow::Result<UnixStream> {
         self.control.say(&Order::Open { way })?;
-        let stream = come(&self.dir, name, &self.stop)?;
+        let stream = come(&self.dir, name)?;
         self.control.done()?;
         Ok(stream)
     }
@@ -286,13 +279,6 @@ impl Client {
     fn mount(&mut self, technique: Technique) -> anyhow::Result<&mut Mount> {
         let slot = if technique == Technique::Shm { &mut self.in_place } else { &mut self.snapshot };
         slot.as_mut().context("no session")
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        // Whoever would be woken holds the sockets open, and the server waits for their end.
-        self.stop.forget_beyond(0);
     }
 }
 
@@ -320,13 +306,10 @@ fn counted<T>(
     Ok(())
 }
 
-/// Connects to one of the server's sockets; the connection ends when it is time to stop.
-fn come(dir: &File, name: &str, stop: &Stop) -> anyhow::Result<UnixStream> {
-    let stream = match UnixStream::connect(reached(dir, name)) {
+/// Connects to one of the server's sockets.
+fn come(dir: &File, name: &str) -> anyhow::Result<UnixStream> {
+    match UnixStream::connect(reached(dir, name)) {
         Err(error) if error.raw_os_error() == Some(Errno::ECONNREFUSED as i32) => bail!("nobody listens"),
-        other => other?,
-    };
-    let waker = stream.try_clone()?;
-    stop.on_stop(move || drop(waker.shutdown(Shutdown::Both)));
-    Ok(stream)
+        other => Ok(other?),
+    }
 }

@@ -13,7 +13,7 @@ const BLOCK: u32 = 1000;
 /// Floor rounds in each turn at least.
 const FLOOR_BLOCK: u32 = 200;
 
-/// Beyond this, buffers are freed between techniques: together they would need too much memory.
+/// Beyond this, techniques free what they need before it is another's turn: together it would be too much memory.
 const HUGE: usize = 256 << 20;
 
 /// Measures everything that was asked for.
@@ -191,8 +191,13 @@ impl Group {
 
 impl Turn {
     fn new(technique: Technique, rounds: u32, bytes: usize) -> Self {
-        let slow = technique.moves_bytes() && bytes > 1 << 20;
-        Self { technique, rounds, warm: if slow { 1 } else { 20 }, tally: Tally::new() }
+        // A huge block begins with cold memory, for either file.
+        let warm = match technique.moves_bytes() {
+            true if bytes > HUGE => 2,
+            true if bytes > 1 << 20 => 1,
+            _ => 20,
+        };
+        Self { technique, rounds, warm, tally: Tally::new() }
     }
 
     /// How many of its rounds are in a cycle, so that they spread evenly.

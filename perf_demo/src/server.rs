@@ -14,7 +14,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::fs::File;
 use std::io::Write;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -103,7 +102,7 @@ struct Server {
 impl Server {
     fn serve(mut self, once: bool) -> anyhow::Result<()> {
         let (wake, woken) = UnixStream::pair()?;
-        self.stop.on_stop(move || drop(wake.shutdown(Shutdown::Both)));
+        let _on_stop = self.stop.closes(&wake)?;
         loop {
             if !is_ready(&self.place.control, Some(&woken), None)? || self.stop.signal().is_some() {
                 break;
@@ -113,7 +112,6 @@ impl Server {
                 // One client's trouble is not the next one's.
                 eprintln!("perf_demo serve: {error:#}");
             }
-            self.stop.forget_beyond(1);
             self.store.clear();
             self.cpus.go_to(None)?;
             if once || self.stop.signal().is_some() {
@@ -128,8 +126,7 @@ impl Server {
     }
 
     fn serve_one(&mut self, stream: UnixStream) -> anyhow::Result<()> {
-        let waker = stream.try_clone()?;
-        self.stop.on_stop(move || drop(waker.shutdown(Shutdown::Both)));
+        let _on_stop = self.stop.closes(&stream)?;
         let mut control = Control::new(stream);
         let line = Line::create()?;
         let welcome = Welcome { pid: std::process::id(), line_fd: line.fd(), files: self.store.given() };
@@ -201,31 +198,25 @@ impl Desk<'_> {
     }
 
     fn open(&mut self, way: Way) -> anyhow::Result<()> {
-        let stop = self.server.stop.clone();
-        let place = &self.server.place;
+        let Server { place, stop, .. } = &*self.server;
         match way {
             Way::InPlace | Way::Snapshot => {
-                let slot = if way == Way::InPlace { &mut self.in_place } else { &mut self.snapshot };
-                let mount = match slot {
-                    Some(mount) => mount,
-                    None => {
-                        let session = place.sessions.accept_timeout(COMING)?;
-                        let closes = session.clone();
-                        stop.on_stop(move || closes.close());
-                        slot.insert(Mount::new(session))
-                    }
-                };
-                mount.accept()?;
+                let mut mount = Mount::accept(&place.sessions, stop)?;
                 mount.settle(self.settled.wait);
+                *self.slot(way) = Some(mount);
             }
             Way::Stream => {
-                let mut pipe = Pipe::large(come(&place.stream, &stop)?)?;
+                let mut pipe = Pipe::large(come(&place.stream)?, stop)?;
                 pipe.settle(self.settled.wait, self.settled.patience);
                 self.stream = Some(pipe);
             }
-            Way::Echo => self.echo = Some(Pipe::plain(come(&place.echo, &stop)?)),
+            Way::Echo => self.echo = Some(Pipe::plain(come(&place.echo)?, stop)?),
         }
         Ok(())
+    }
+
+    fn slot(&mut self, way: Way) -> &mut Option<Mount> {
+        if way == Way::InPlace { &mut self.in_place } else { &mut self.snapshot }
     }
 
     fn settle(&mut self, settled: Settled) -> anyhow::Result<()> {
@@ -283,15 +274,12 @@ impl Desk<'_> {
     }
 }
 
-/// The client's connection, which is under way, and which ends when it is time to stop.
-fn come(listener: &UnixListener, stop: &Stop) -> anyhow::Result<UnixStream> {
+/// The client's connection, which is under way.
+fn come(listener: &UnixListener) -> anyhow::Result<UnixStream> {
     if !is_ready(listener, None, Some(PollTimeout::try_from(COMING)?))? {
         bail!("the client did not come");
     }
-    let (stream, _) = listener.accept()?;
-    let waker = stream.try_clone()?;
-    stop.on_stop(move || drop(waker.shutdown(Shutdown::Both)));
-    Ok(stream)
+    Ok(listener.accept()?.0)
 }
 
 /// Whether there is something at `what`; waits until there is, or `or` says something, or the time is over.

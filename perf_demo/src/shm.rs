@@ -5,11 +5,11 @@ use crate::classic::requested;
 use crate::cli::WaitMode;
 use crate::control::Way;
 use crate::payload::Expected;
+use crate::stop::{OnStop, Stop};
 use crate::store::Store;
-use anyhow::Context;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use strait::{Channel, ClientApp, Received, ServerApp, Session, Trust, Wait};
+use strait::{Channel, ClientApp, Received, ServerApp, Session, SessionServer, Trust, Wait};
 
 /// Longer than any round can take.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -34,54 +34,45 @@ pub(crate) fn client_app(way: Way) -> (ClientApp, Trust) {
 
 /// A session with the channel that requests go through.
 pub(crate) struct Mount {
-    pub(crate) session: Session,
-    channel: Option<Channel<cache::Owned>>,
+    /// Before the session: a channel keeps it.
+    channel: Channel<cache::Owned>,
+    _session: Session,
+    _on_stop: OnStop,
 }
 
 impl Mount {
-    pub(crate) fn new(session: Session) -> Self {
-        Self { session, channel: None }
+    /// The client's.
+    pub(crate) fn connect(way: Way, dir: &Path, stop: &Stop) -> anyhow::Result<Self> {
+        let session = client_app(way).0.connect(&server_app(dir))?;
+        let channel = session.open_channel(CHANNEL, TIMEOUT)?;
+        Ok(Self::new(session, channel, stop))
     }
 
-    /// Closes the channel, and with it frees the buffer that copies were made in.
-    pub(crate) fn release(&mut self) {
-        self.channel = None;
+    /// The server's.
+    pub(crate) fn accept(sessions: &SessionServer, stop: &Stop) -> anyhow::Result<Self> {
+        let session = sessions.accept_timeout(TIMEOUT)?;
+        let channel = session.accept_channel_timeout(TIMEOUT)?;
+        Ok(Self::new(session, channel, stop))
     }
 
-    pub(crate) fn is_open(&self) -> bool {
-        self.channel.is_some()
-    }
-
-    /// The client opens a channel.
-    pub(crate) fn open(&mut self) -> anyhow::Result<()> {
-        self.release();
-        self.channel = Some(self.session.open_channel(CHANNEL, TIMEOUT)?);
-        Ok(())
-    }
-
-    /// The server accepts it.
-    pub(crate) fn accept(&mut self) -> anyhow::Result<()> {
-        self.release();
-        self.channel = Some(self.session.accept_channel_timeout(TIMEOUT)?);
-        Ok(())
+    fn new(session: Session, channel: Channel<cache::Owned>, stop: &Stop) -> Self {
+        let closes = session.clone();
+        let on_stop = stop.on_stop(move || closes.close());
+        Self { channel, _session: session, _on_stop: on_stop }
     }
 
     pub(crate) fn settle(&mut self, wait: WaitMode) {
-        if let Some(channel) = &mut self.channel {
-            channel.set_wait(match wait {
-                WaitMode::Spin => Wait::Spin,
-                WaitMode::Adaptive => Wait::Adaptive,
-                WaitMode::Park => Wait::Park,
-            });
-        }
+        self.channel.set_wait(match wait {
+            WaitMode::Spin => Wait::Spin,
+            WaitMode::Adaptive => Wait::Adaptive,
+            WaitMode::Park => Wait::Park,
+        });
     }
 
     /// How often it slept, and how often it received.
     pub(crate) fn sleeps(&self) -> (u64, u64) {
-        self.channel.as_ref().map_or((0, 0), |channel| {
-            let stats = channel.wait_stats();
-            (stats.sleeps, stats.receives)
-        })
+        let stats = self.channel.wait_stats();
+        (stats.sleeps, stats.receives)
     }
 
     /// The client's half of a round: its time, and whether the ends were right.
@@ -96,19 +87,17 @@ impl Mount {
     /// Asks for a file.
     #[inline]
     pub(crate) fn exchange(&mut self, file: &Expected) -> anyhow::Result<Received<cache::Owned>> {
-        let channel = self.channel.as_mut().context("no channel is open")?;
-        let mut request = channel.create_msg_with_capacity(REQUEST + file.name.len());
+        let mut request = self.channel.create_msg_with_capacity(REQUEST + file.name.len());
         request.init_root().init_get_cache_req().set_file_name(&file.name);
-        Ok(channel.request(&request.freeze()?, TIMEOUT)?)
+        Ok(self.channel.request(&request.freeze()?, TIMEOUT)?)
     }
 
     /// The server's half of a round.
     #[inline]
     pub(crate) fn serve(&mut self, store: &Store) -> anyhow::Result<()> {
-        let channel = self.channel.as_mut().context("no channel is open")?;
-        let request = channel.recv()?;
+        let request = self.channel.recv()?;
         let answer = store.answer(requested(request.get()?)?)?;
-        channel.reply(&request, &answer)?;
+        self.channel.reply(&request, &answer)?;
         Ok(())
     }
 }

@@ -124,18 +124,21 @@ impl Store {
         Ok(message.freeze()?)
     }
 
-    /// In one segment while that is cheap. A very large block would be rounded up by a quarter: segments that grow
-    /// waste less.
     fn builder(&self, data: usize) -> Builder<cache::Owned> {
-        let overhead = 128 + data.div_ceil(CHUNK) * 40;
-        match data + overhead {
-            all if all <= ONE_SEGMENT_MAX => Builder::with_capacity(&self.arena, all),
-            _ => Builder::new(&self.arena),
-        }
+        Builder::with_capacity(&self.arena, first_segment(data + 128 + data.div_ceil(CHUNK) * 40))
     }
 }
 
-const ONE_SEGMENT_MAX: usize = 16 << 20;
+/// How large to make the first segment of a message of so many bytes: all of it, unless that would be rounded up to
+/// more memory than a second segment wastes.
+fn first_segment(all: usize) -> usize {
+    let step = (all.next_power_of_two() / 8).max(8);
+    let (below, above) = (all / step * step, all.next_multiple_of(step));
+    if above - all <= (below + NEXT_SEGMENT).saturating_sub(all) { all } else { below }
+}
+
+/// What a builder takes next after a large segment.
+const NEXT_SEGMENT: usize = 64 << 20;
 
 fn read_all(source: &Source, twin: Twin) -> anyhow::Result<Vec<u8>> {
     let bytes = source.open()?;
@@ -153,5 +156,17 @@ fn has_memory_for(bytes: usize) -> anyhow::Result<()> {
             bail!("needs {} of memory, and {} are available", show(bytes), show(available))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gib_is_not_rounded_up_by_a_quarter() {
+        assert_eq!(first_segment(200), 200);
+        assert_eq!(first_segment((100 << 20) + 5000), (100 << 20) + 5000);
+        assert_eq!(first_segment((1 << 30) + 50_000), 1 << 30);
     }
 }
