@@ -113,13 +113,18 @@ impl Client {
     }
 
     /// Frees what only this technique needs, if it is much: a buffer, or a view of the server's memory.
-    pub(crate) fn release(&mut self, technique: Technique) {
-        match technique {
-            Technique::Classic | Technique::Bare => self.incoming.release(),
-            Technique::Shm => self.in_place = None,
-            Technique::Snapshot => self.snapshot = None,
-            Technique::FloorLine | Technique::FloorSocket => {}
-        }
+    pub(crate) fn release(&mut self, technique: Technique) -> anyhow::Result<()> {
+        let way = match technique {
+            Technique::Shm => Way::InPlace,
+            Technique::Snapshot => Way::Snapshot,
+            Technique::Classic | Technique::Bare => {
+                self.incoming.release();
+                return Ok(());
+            }
+            Technique::FloorLine | Technique::FloorSocket => return Ok(()),
+        };
+        *self.slot(way) = None;
+        self.tell(Order::Close { way })
     }
 
     /// Fetches both files and looks at every byte; whether all were right. Leaves everything warm.
@@ -244,11 +249,11 @@ impl Client {
     }
 
     fn open_session(&mut self, way: Way) -> anyhow::Result<()> {
-        let slot = if way == Way::InPlace { &mut self.in_place } else { &mut self.snapshot };
-        if slot.is_none() {
+        if self.slot(way).is_none() {
             self.control.say(&Order::Open { way })?;
-            let mount = slot.insert(Mount::connect(way, &self.path, &self.stop)?);
+            let mut mount = Mount::connect(way, &self.path, &self.stop)?;
             mount.settle(self.settled.wait);
+            *self.slot(way) = Some(mount);
             self.control.done()?;
         }
         Ok(())
@@ -277,8 +282,12 @@ impl Client {
     }
 
     fn mount(&mut self, technique: Technique) -> anyhow::Result<&mut Mount> {
-        let slot = if technique == Technique::Shm { &mut self.in_place } else { &mut self.snapshot };
-        slot.as_mut().context("no session")
+        let way = if technique == Technique::Shm { Way::InPlace } else { Way::Snapshot };
+        self.slot(way).as_mut().context("no session")
+    }
+
+    fn slot(&mut self, way: Way) -> &mut Option<Mount> {
+        if way == Way::InPlace { &mut self.in_place } else { &mut self.snapshot }
     }
 }
 

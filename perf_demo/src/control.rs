@@ -18,8 +18,10 @@ use std::time::Duration;
 pub(crate) enum Order {
     /// Hold the two files of this source, and no others.
     Hold { source: Source, fresh: bool },
-    /// Accept what comes next in this way; whatever was open in it is closed.
+    /// Accept what comes next in this way.
     Open { way: Way },
+    /// Close what was open in this way: the client has done so.
+    Close { way: Way },
     /// From here on, wait like this, and run there.
     Settle { settled: Settled },
     /// Serve so many rounds.

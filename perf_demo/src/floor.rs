@@ -79,7 +79,7 @@ impl Line {
         for _ in 0..PINGS {
             number += 1;
             ping.store(number, Ordering::Release);
-            spin_until(patience, is_over, || pong.load(Ordering::Acquire) == number)?;
+            spin_until(patience, ASK_EVERY, is_over, || pong.load(Ordering::Acquire) == number)?;
         }
         let took = start.elapsed() / PINGS;
         self.pings = number;
@@ -97,7 +97,7 @@ impl Line {
         let mut number = self.pings;
         for _ in 0..u64::from(samples) * u64::from(PINGS) {
             number += 1;
-            spin_until(patience, is_over, || ping.load(Ordering::Acquire) == number)?;
+            spin_until(patience, ASK_EVERY, is_over, || ping.load(Ordering::Acquire) == number)?;
             pong.store(number, Ordering::Release);
         }
         self.pings = number;
@@ -119,7 +119,7 @@ impl Line {
         is_called: impl FnMut() -> bool,
     ) -> anyhow::Result<Option<(Technique, u32)>> {
         let next = self.orders + 1;
-        if spin_until(patience, is_called, || self.word(ORDER).load(Ordering::Acquire) == next).is_err() {
+        if spin_until(patience, CALL_EVERY, is_called, || self.word(ORDER).load(Ordering::Acquire) == next).is_err() {
             return Ok(None);
         }
         self.orders = next;
@@ -143,9 +143,17 @@ const ALL: [Technique; 6] = [
 /// Looks in vain before asking, by a system call, whether the other half still lives.
 const ASK_EVERY: u32 = 1 << 18;
 
+/// The same between blocks, where other orders may come by socket: about a millisecond.
+const CALL_EVERY: u32 = 1 << 15;
+
 /// Looks until there is something. Every `patience` looks others may run on this CPU: they may be who is waited for.
 #[inline]
-fn spin_until(patience: u32, mut is_over: impl FnMut() -> bool, mut look: impl FnMut() -> bool) -> anyhow::Result<()> {
+fn spin_until(
+    patience: u32,
+    ask_every: u32,
+    mut is_over: impl FnMut() -> bool,
+    mut look: impl FnMut() -> bool,
+) -> anyhow::Result<()> {
     let mut looks = 0_u32;
     while !look() {
         looks = looks.wrapping_add(1);
@@ -154,7 +162,7 @@ fn spin_until(patience: u32, mut is_over: impl FnMut() -> bool, mut look: impl F
         } else {
             spin_loop();
         }
-        if looks.is_multiple_of(ASK_EVERY) && is_over() {
+        if looks.is_multiple_of(ask_every) && is_over() {
             bail!("the other half is gone");
         }
     }

@@ -139,7 +139,7 @@ impl Group {
                     report.doing(&format!("{} {}", self.title, technique.name()));
                     let turn = &mut self.turns[index];
                     client.block(technique, files, (turn.warm, part), &mut turn.tally)?;
-                    self.release_after(index, client);
+                    self.release_after(index, client)?;
                 }
             }
             report.progress(cycle, self.cycles);
@@ -153,19 +153,20 @@ impl Group {
             report.doing(&format!("{} {}: verifying", self.title, turn.technique.name()));
             let right = client.verify(turn.technique, files)?;
             turn.tally.verified(right);
-            self.release_after(index, client);
+            self.release_after(index, client)?;
         }
         Ok(())
     }
 
     /// Frees what the next technique does not share.
-    fn release_after(&self, index: usize, client: &mut Client) {
+    fn release_after(&self, index: usize, client: &mut Client) -> anyhow::Result<()> {
         let technique = self.turns[index].technique;
         let next = self.turns.get(index + 1).map(|turn| turn.technique);
         let shares = technique == Technique::Classic && next == Some(Technique::Bare);
         if self.huge && !shares {
-            client.release(technique);
+            client.release(technique)?;
         }
+        Ok(())
     }
 
     fn into_rows(self, client: &Client, fresh: bool, source: &Source) -> Vec<Row> {

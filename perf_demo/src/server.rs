@@ -177,6 +177,7 @@ impl Desk<'_> {
                 }
                 Order::Hold { source, fresh } => self.server.store.hold(&source, fresh)?,
                 Order::Open { way } => self.open(way)?,
+                Order::Close { way } => self.close(way),
                 Order::Settle { settled } => self.settle(settled)?,
             }
             self.control.say(&Answer::Done)?;
@@ -213,6 +214,14 @@ impl Desk<'_> {
             Way::Echo => self.echo = Some(Pipe::plain(come(&place.echo)?, stop)?),
         }
         Ok(())
+    }
+
+    fn close(&mut self, way: Way) {
+        match way {
+            Way::InPlace | Way::Snapshot => *self.slot(way) = None,
+            Way::Stream => self.stream = None,
+            Way::Echo => self.echo = None,
+        }
     }
 
     fn slot(&mut self, way: Way) -> &mut Option<Mount> {
