@@ -9,10 +9,11 @@ use crate::payload::{Expected, parts};
 use crate::stop::{OnStop, Stop};
 use anyhow::{Context, bail};
 use capnp::Word;
-use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions};
-use capnp::serialize::{BufferSegments, read_message_from_flat_slice};
+use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions, ScratchSpaceHeapAllocator};
+use capnp::serialize::{NoAllocSliceSegments, read_message_from_flat_slice_no_alloc};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, UnixAddr, recv, sendmsg, setsockopt, sockopt};
+use smallvec::SmallVec;
 use std::hint::spin_loop;
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
@@ -122,9 +123,10 @@ impl Pipe {
 /// Writes a message in Cap'n Proto's stream format: a table of the segments' sizes, then the segments.
 pub(crate) fn send<'a>(pipe: &Pipe, segments: impl ExactSizeIterator<Item = &'a [u8]>) -> io::Result<()> {
     let count = segments.len();
-    let mut table = Vec::with_capacity((count / 2 + 1) * 8);
+    // On the stack for a message of few segments.
+    let mut table = SmallVec::<[u8; 64]>::new();
+    let mut slices = SmallVec::<[IoSlice<'_>; 16]>::new();
     table.extend((count as u32 - 1).to_le_bytes());
-    let mut slices = Vec::with_capacity(count + 1);
     slices.push(IoSlice::new(&[]));
     for segment in segments {
         table.extend((segment.len() as u32 / 8).to_le_bytes());
@@ -144,6 +146,8 @@ pub(crate) fn request(name: &str) -> Vec<u8> {
 
 /// Room for a request with a name of usual length.
 const REQUEST_WORDS: u32 = 64;
+
+const NO_WORD: Word = capnp::word(0, 0, 0, 0, 0, 0, 0, 0);
 
 /// What is received, in memory that is used again for every message.
 #[derive(Default)]
@@ -182,9 +186,9 @@ impl Incoming {
     }
 
     /// What was received, decoded where it lies.
-    pub(crate) fn decode(&self, total: usize) -> anyhow::Result<Reader<BufferSegments<&[u8]>>> {
+    pub(crate) fn decode(&self, total: usize) -> anyhow::Result<Reader<NoAllocSliceSegments<'_>>> {
         let options = ReaderOptions { traversal_limit_in_words: None, nesting_limit: 64 };
-        Ok(read_message_from_flat_slice(&mut &self.bytes()[..total], options)?)
+        Ok(read_message_from_flat_slice_no_alloc(&mut &self.bytes()[..total], options)?)
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -232,7 +236,8 @@ pub(crate) fn ask(pipe: &Pipe, incoming: &mut Incoming, file: &Expected) -> anyh
 
 /// Asks for a file and receives the answer; its length.
 pub(crate) fn exchange(pipe: &Pipe, incoming: &mut Incoming, file: &Expected) -> anyhow::Result<usize> {
-    let mut message = Builder::new(HeapAllocator::new().first_segment_words(REQUEST_WORDS));
+    let mut scratch = [NO_WORD; REQUEST_WORDS as usize];
+    let mut message = Builder::new(ScratchSpaceHeapAllocator::new(Word::words_to_bytes_mut(&mut scratch)));
     message.init_root::<cache::Builder<'_>>().init_get_cache_req().set_file_name(&file.name);
     let segments = message.get_segments_for_output();
     send(pipe, segments.iter().copied())?;
