@@ -1,5 +1,5 @@
 //! The client half: one connection to a server, and how rounds of each technique are run over it. What is measured when
-//! is [`group`](crate::group)'s business.
+//! is [`crate::group`]'s business.
 
 use crate::classic::{self, Incoming, Known, Pipe};
 use crate::cli::{self, Measure, Technique, WaitMode};

@@ -240,3 +240,22 @@ fn a_run_that_is_told_to_stop_takes_its_server_and_directory_with_it() -> Outcom
     }
     Ok(())
 }
+
+#[test]
+fn a_killed_run_takes_its_server_and_directory_with_it() -> Outcome {
+    let temp = tempfile::tempdir()?;
+    let mut run = perf_demo()
+        .args(["--json", "--payload", "64B", "--rounds", "100", "--pin", "none"])
+        .args(["--wait", &["adaptive"; 2000].join(",")])
+        .env("TMPDIR", temp.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    BufReader::new(run.stdout.take().ok_or("no stdout")?).read_line(&mut String::new())?;
+    run.kill()?;
+    run.wait()?;
+    // Its server has the same stderr, which ends when that does.
+    std::io::copy(&mut run.stderr.take().ok_or("no stderr")?, &mut std::io::sink())?;
+    assert_eq!(std::fs::read_dir(temp.path())?.count(), 0, "something was left behind");
+    Ok(())
+}
