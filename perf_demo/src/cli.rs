@@ -1,0 +1,271 @@
+//! The command line: what can be asked for, and how sizes are spelt. Values only.
+
+use crate::payload::Size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Asked for something that cannot be: exit code 2, as for a wrong option.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
+/// Measures what it costs to fetch a file from another process's cache, with strait and without.
+///
+/// Started plainly, perf_demo starts its own server as a second process, asks it for files of several sizes by
+/// several techniques, checks every answer, prints a table and a chart, and exits 0. It takes about a minute and less
+/// than 4 GiB of memory.
+///
+/// A round is one request and its answer. Its time starts before the request is built and ends after the first and the
+/// last byte of the file were read and compared with what they must be. Rounds alternate between two files whose bytes
+/// all differ (the second is the complement of the first). Before and after each row every chunk's size and XXH3 hash
+/// is verified, untimed. Warm-up rounds are not counted.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, after_long_help = AFTER, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) measure: Measure,
+    #[command(flatten)]
+    pub(crate) files: Files,
+}
+
+const AFTER: &str = "\
+TECHNIQUES
+  classic       Cap'n Proto over a Unix stream socket: written with vectored writes straight from the message's
+                segments, socket buffers of 4 MiB, read into one reused buffer, decoded where it lies.
+  bare          The same bytes over the same socket, not decoded: what the socket alone costs.
+  shm           strait, read in place: the server is trusted.
+  snapshot      strait, copied before it is decoded: the server is not trusted.
+  floor-line    Two cache lines in shared memory, written in turn in a tight loop; 10 round trips per sample.
+  floor-socket  Eight bytes echoed over a blocking Unix stream socket.
+
+FLOORS
+  All techniques of one size, wait and pinning take turns with their floor in blocks of at most 1,000 rounds, because
+  what a machine can do changes from minute to minute. Rows that spin or adapt are compared with floor-line, rows that
+  park with floor-socket. In --json the floor's row follows the rows it belongs to and bears their payload_bytes.
+
+WAITING
+  spin      Looks again and again; a whole CPU each. Sockets are read and written without blocking.
+  adaptive  Looks for some 25 us, then sleeps.
+  park      Sleeps at once: sockets block. The rows tell how often the client slept per receive: strait counts this
+            itself, for sockets it is the thread's voluntary context switches.
+
+EXIT STATUS
+  0 if everything was measured and verified, 1 if not, 2 for what cannot be asked for (an option, a size, a file that
+  cannot be read), 128 + N when stopped by signal N. `serve` exits 0 when stopped by SIGINT or SIGTERM.
+
+EXAMPLES
+  perf_demo
+  perf_demo --technique shm,classic --payload 64B,1MiB --wait spin --pin split
+  perf_demo --file /usr/bin/gdb --file /etc/services --json
+  perf_demo serve --run-dir /tmp/cache      (and, in another terminal:)
+  perf_demo client --run-dir /tmp/cache --payload 100KiB";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs the server half until it is told to stop (SIGINT, SIGTERM). Clients are served one after the other.
+    Serve(Serve),
+    /// Runs the measuring half against a server that `serve` started.
+    Client(Client),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) files: Files,
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Exits with its first client, or with its parent, which must be this process.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) child_of: Option<i32>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Client {
+    #[command(flatten)]
+    pub(crate) measure: Measure,
+    #[command(flatten)]
+    pub(crate) place: Place,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Files {
+    /// A file for the server to hold; may be repeated. Read once, when the server starts.
+    ///
+    /// Measured instead of the generated payloads, unless --payload asks for those too. Each is measured together with
+    /// a complement of itself that the server makes.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) file: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Place {
+    /// The directory where the two halves meet; made if missing, and removed again by the server that made it.
+    ///
+    /// It must belong to the user and be writable by nobody else. Default: perf_demo in $XDG_RUNTIME_DIR, or
+    /// /tmp/perf_demo-UID.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+}
+
+impl Place {
+    pub(crate) fn dir(&self) -> PathBuf {
+        let runtime = || std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let own = || PathBuf::from(format!("/tmp/perf_demo-{}", nix::unistd::geteuid()));
+        self.run_dir.clone().unwrap_or_else(|| runtime().map_or_else(own, |dir| dir.join("perf_demo")))
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Measure {
+    /// Sizes of generated files, separated by commas [default: 64B,100KiB,1MiB,10MiB,100MiB,1GiB].
+    ///
+    /// A number with or without a unit: B, KB, MB, GB (powers of 1000), KiB, MiB, GiB (powers of 1024).
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Size::parse)]
+    pub(crate) payload: Vec<Size>,
+
+    /// What to measure, separated by commas. Floors come by themselves.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "classic,bare,shm,snapshot")]
+    pub(crate) technique: Vec<Technique>,
+
+    /// How both sides wait, separated by commas.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "spin,adaptive,park")]
+    pub(crate) wait: Vec<WaitMode>,
+
+    /// Which CPUs the two processes run on, separated by commas [default: split where there are two, else same].
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) pin: Vec<Pin>,
+
+    /// Timed rounds of each row [default: by size, 20,000 small ones down to 5 of a copied GiB].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: Option<u32>,
+
+    /// Has the server build each answer anew, instead of once.
+    ///
+    /// For classic, shm and snapshot; bare and the floors have nothing to build.
+    #[arg(long)]
+    pub(crate) fresh: bool,
+
+    /// Prints one JSON object per row on stdout, and no table.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Also draws the time against the size, both logarithmic, into this SVG file.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+/// A way to get a file, or a floor under all ways.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Technique {
+    /// Cap'n Proto over a Unix stream socket
+    Classic,
+    /// The same bytes, not decoded
+    Bare,
+    /// strait, read in place
+    Shm,
+    /// strait, copied and then decoded
+    Snapshot,
+    /// Two cache lines, written in turn
+    FloorLine,
+    /// Eight bytes echoed over a blocking socket
+    FloorSocket,
+}
+
+impl Technique {
+    /// As it is spelt everywhere.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Bare => "bare",
+            Self::Shm => "shm",
+            Self::Snapshot => "snapshot",
+            Self::FloorLine => "floor-line",
+            Self::FloorSocket => "floor-socket",
+        }
+    }
+
+    pub(crate) fn is_floor(self) -> bool {
+        matches!(self, Self::FloorLine | Self::FloorSocket)
+    }
+
+    /// Whether its time grows with the payload.
+    pub(crate) fn moves_bytes(self) -> bool {
+        matches!(self, Self::Classic | Self::Bare | Self::Snapshot)
+    }
+}
+
+/// How a side waits, whatever it waits for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WaitMode {
+    /// Never sleeps
+    Spin,
+    /// Spins a while, then sleeps
+    Adaptive,
+    /// Sleeps at once
+    Park,
+}
+
+impl WaitMode {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Spin => "spin",
+            Self::Adaptive => "adaptive",
+            Self::Park => "park",
+        }
+    }
+
+    pub(crate) fn floor(self) -> Technique {
+        match self {
+            Self::Spin | Self::Adaptive => Technique::FloorLine,
+            Self::Park => Technique::FloorSocket,
+        }
+    }
+}
+
+/// Where the two processes run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Pin {
+    /// Where the kernel likes
+    None,
+    /// Both on one CPU
+    Same,
+    /// Each on a CPU of its own
+    Split,
+}
+
+impl Pin {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Same => "same",
+            Self::Split => "split",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn names_are_as_spelt_on_the_command_line_and_in_json() -> serde_json::Result<()> {
+        for technique in Technique::value_variants() {
+            let value = technique.to_possible_value().map(|value| value.get_name().to_owned());
+            assert_eq!(value.as_deref(), Some(technique.name()));
+            assert_eq!(serde_json::to_value(technique)?, technique.name());
+        }
+        Ok(())
+    }
+}
