@@ -140,6 +140,8 @@ pub(crate) struct Measure {
     pub(crate) pin: Vec<Pin>,
 
     /// Timed rounds of each row [default: by size, 20,000 small ones down to 5 of a copied GiB].
+    ///
+    /// By default a group of rows stops early after some seconds, where the machine is busy with other things.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: Option<u32>,
 

@@ -6,9 +6,14 @@ use crate::client::{Client, Files};
 use crate::control::Settled;
 use crate::payload::{Expected, Source, Twin, show};
 use crate::report::{Report, Row, Tally};
+use std::time::{Duration, Instant};
 
 /// The most rounds in a row before it is another technique's turn.
 const BLOCK: u32 = 1000;
+
+/// How long a group may take on a machine that is busy with other things, so that all of them take less than two
+/// minutes.
+const BUDGET: Duration = Duration::from_secs(4);
 
 /// Floor rounds in each turn at least.
 const FLOOR_BLOCK: u32 = 200;
@@ -73,6 +78,8 @@ struct Group {
     pin: Pin,
     turns: Vec<Turn>,
     cycles: u32,
+    /// Where nobody asked for a number of rounds, the last cycle begins before this is over.
+    budget: Option<Duration>,
     huge: bool,
     title: String,
 }
@@ -112,6 +119,7 @@ impl Group {
             pin,
             turns,
             cycles,
+            budget: options.rounds.is_none().then_some(BUDGET),
             huge,
             title: format!("{} {}", show(bytes), wait.name()),
         }
@@ -131,7 +139,11 @@ impl Group {
         };
         client.settle(self.settled, self.own_cpu)?;
         self.verify(client, files, report)?;
+        let start = Instant::now();
         for cycle in 0..self.cycles {
+            if cycle > 0 && self.budget.is_some_and(|budget| start.elapsed() > budget) {
+                break;
+            }
             for index in 0..self.turns.len() {
                 let technique = self.turns[index].technique;
                 let part = self.turns[index].part(cycle, self.cycles);
