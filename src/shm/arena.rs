@@ -134,11 +134,7 @@ impl Arena {
             return Err(full);
         }
         let tcache = owned.tcaches.flag(owned.serial);
-        let align = align.max(WORD);
-        let flags = jemalloc::MALLOCX_ARENA(owned.index as usize)
-            | tcache
-            | jemalloc::MALLOCX_ALIGN(align)
-            | jemalloc::MALLOCX_ZERO;
+        let flags = jemalloc::MALLOCX_ARENA(owned.index as usize) | tcache | align_flag(align) | jemalloc::MALLOCX_ZERO;
         // SAFETY: the size is not zero and the flags name an arena and a cache that live as long as `self`.
         let start = NonNull::new(unsafe { jemalloc::mallocx(size, flags) }.cast::<u8>()).ok_or(full)?;
         // Memory from anywhere else must never be lent.
@@ -159,7 +155,7 @@ impl Arena {
         let owned = &*self.0;
         // In a forked child the memory is not mapped and the books are a copy.
         if owned.fork == fork::generation() {
-            let flags = owned.tcaches.flag(owned.serial) | jemalloc::MALLOCX_ALIGN(piece.align);
+            let flags = owned.tcaches.flag(owned.serial) | align_flag(piece.align);
             // SAFETY: the caller's contract; size and alignment are those the piece was cut with, as jemalloc demands.
             unsafe { jemalloc::sdallocx(piece.start.as_ptr().cast(), piece.bytes, flags) };
         }
@@ -240,6 +236,12 @@ impl Drop for Owned {
         }
         self.hooks.retire();
     }
+}
+
+/// Words are aligned without being asked for, and faster then.
+#[inline]
+fn align_flag(align: usize) -> i32 {
+    if align <= WORD { 0 } else { jemalloc::MALLOCX_ALIGN(align) }
 }
 
 /// Handles reach no further.

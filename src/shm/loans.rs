@@ -3,8 +3,8 @@
 
 use super::block::Frozen;
 use super::handle::Handle;
+use crate::sys::brief::Brief;
 use crate::sys::misbehaved::PeerMisbehaved;
-use parking_lot::Mutex;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -44,7 +44,7 @@ pub(crate) enum LendProblem {
 #[derive(Debug)]
 pub(crate) struct Loans {
     quota: LoanQuota,
-    book: Mutex<Book>,
+    book: Brief<Book>,
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +69,7 @@ const MAX_LOANS: usize = 1 << INDEX_BITS;
 impl Loans {
     pub(crate) fn new(quota: LoanQuota) -> Self {
         let loans = quota.loans.min(MAX_LOANS);
-        Self { quota: LoanQuota { loans, ..quota }, book: Mutex::default() }
+        Self { quota: LoanQuota { loans, ..quota }, book: Brief::default() }
     }
 
     /// Lends a message once more and names it for the borrower.

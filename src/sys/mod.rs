@@ -5,6 +5,8 @@
 
 pub(crate) mod barrier;
 #[cfg(not(strait_loom))]
+pub(crate) mod brief;
+#[cfg(not(strait_loom))]
 pub(crate) mod cpu;
 #[cfg(not(strait_loom))]
 pub(crate) mod fork;

@@ -7,10 +7,10 @@ use super::inbox::Inbox;
 use super::link::{Core, Link};
 use crate::shm::handle::Handle;
 use crate::shm::view::{Home, View};
+use crate::sys::brief::Brief;
 use crate::sys::fork;
 use crate::sys::futex::Bell;
 use crate::sys::misbehaved::PeerMisbehaved;
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
@@ -21,9 +21,9 @@ pub(crate) struct Port {
     name: String,
     pub(crate) bell: Bell,
     state: AtomicU32,
-    /// Whoever receives holds it meanwhile; gone with the lane.
-    inbox: Mutex<Option<Inbox>>,
-    owed: Mutex<Owed>,
+    /// Whoever receives holds it meanwhile, which nobody else waits for; gone with the lane.
+    inbox: Brief<Option<Inbox>>,
+    owed: Brief<Owed>,
     /// How many handles `owed` has: read without its lock.
     owes: AtomicUsize,
     /// Handles were returned in slots that the peer may not be looking at.
@@ -50,8 +50,8 @@ impl Port {
             name,
             bell: Bell::default(),
             state: AtomicU32::new(0),
-            inbox: Mutex::new(Some(inbox)),
-            owed: Mutex::default(),
+            inbox: Brief::new(Some(inbox)),
+            owed: Brief::default(),
             in_slots: AtomicBool::new(false),
             owes: AtomicUsize::new(0),
         }
