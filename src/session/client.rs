@@ -58,11 +58,10 @@ impl ClientApp {
             peer_name: server.name.clone(),
             peer,
             arena,
-            view,
             quota: self.options.loan_quota,
             fence: hello.terms.fence(terms),
         };
-        Ok(Session::begin(Side::Client, parts, Vec::new(), &self.options, self.trust, opened)?)
+        Ok(Session::begin(Side::Client, parts, view, Vec::new(), &self.options, self.trust, opened)?)
     }
 
     fn check_names(&self, server: &ServerApp) -> Result<(), ConnectError> {

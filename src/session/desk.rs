@@ -140,7 +140,11 @@ impl Desk {
         if number % 2 == self.parity {
             return Err(PeerMisbehaved::ChannelNumber(number));
         }
-        let peer = view_area(core.view(), area)?;
+        let Some(view) = core.view() else {
+            core.send(&Control::ChannelRefused { number, refusal: Refusal::Closed });
+            return Ok(());
+        };
+        let peer = view_area(&view, area)?;
         match self.admit(core, &spec) {
             Err(refusal) => core.send(&Control::ChannelRefused { number, refusal }),
             Ok((own, area)) => {
@@ -207,5 +211,10 @@ impl Clerk for AtDesk {
     fn on_end(&self) {
         self.0.state.lock().ended = true;
         self.0.changed.notify_all();
+    }
+
+    fn on_unused(&self) {
+        let unaccepted = std::mem::take(&mut self.0.state.lock().incoming);
+        drop(unaccepted);
     }
 }

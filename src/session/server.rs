@@ -310,12 +310,11 @@ impl SessionServer {
             peer_name: hello.client.clone(),
             peer,
             arena,
-            view,
             quota: options.loan_quota,
             fence: terms.fence(hello.terms),
         };
         tracing::info!(app = self.app.name, client = parts.peer_name, pid = peer.pid, uid = peer.uid, "session");
-        Ok(Session::begin(Side::Server, parts, serves, options, trust, opened)?)
+        Ok(Session::begin(Side::Server, parts, view, serves, options, trust, opened)?)
     }
 }
 

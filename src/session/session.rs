@@ -6,6 +6,7 @@ use super::error::ChannelError;
 use crate::channel::Channel;
 use crate::message::{Schema, Trust};
 use crate::shm::arena::Arena;
+use crate::shm::view::View;
 use crate::sys::seqpacket::Credentials;
 use crate::transport::control::{Control, Refusal};
 use crate::transport::ended::Ended;
@@ -48,6 +49,7 @@ impl Session {
     pub(super) fn begin(
         side: Side,
         parts: LinkParts,
+        view: Arc<View>,
         serves: Vec<ChannelSpec>,
         options: &Options,
         trust: Trust,
@@ -55,7 +57,7 @@ impl Session {
     ) -> io::Result<Self> {
         let channels = opened.iter().map(|half| (half.number, half.own.clone())).collect();
         let desk = Desk::new(side, serves, options.channels_max, options.slots, opened);
-        let link = Link::new(parts, channels, Box::new(AtDesk(desk.clone())))?;
+        let link = Link::new(parts, view, channels, Box::new(AtDesk(desk.clone())))?;
         Ok(Self { link, desk, trust, wait: options.wait })
     }
 
@@ -96,7 +98,7 @@ impl Session {
                 core.forget_channel(number);
                 Err(self.refused(refusal, spec))
             }
-            Some(Ok(area)) => match view_area(core.view(), area) {
+            Some(Ok(area)) => match view_area(self.link.view(), area) {
                 Ok(peer) => Ok(self.channel(Half { number, spec, own, peer })),
                 Err(broken) => {
                     core.misbehaved(broken);

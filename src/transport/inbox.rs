@@ -4,6 +4,7 @@
 use super::descriptor::{Descriptor, Envelope};
 use super::port::Port;
 use crate::ring::{Consumer, Payload};
+use crate::shm::view::Home as _;
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::wait::{self, Notifier, Patience, Sleeper, Source};
@@ -82,7 +83,7 @@ fn open_slot(port: &Port, payload: Payload) -> Result<Option<Envelope>, PeerMisb
     match Descriptor::from_words(payload)? {
         Descriptor::Message(envelope) => {
             // Its first line comes from the other CPU while the books are kept here.
-            core.view().fetch(envelope.handle);
+            port.view().fetch(envelope.handle);
             if let Some(handle) = envelope.returned {
                 core.loans().give_back(handle)?;
             }

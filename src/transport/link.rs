@@ -29,7 +29,6 @@ pub(crate) struct LinkParts {
     pub(crate) peer_name: String,
     pub(crate) peer: Credentials,
     pub(crate) arena: Arena,
-    pub(crate) view: Arc<View>,
     pub(crate) quota: LoanQuota,
     pub(crate) fence: Fence,
 }
@@ -41,11 +40,16 @@ pub(crate) trait Clerk: Send + Sync {
 
     /// The session ended: nothing more will come.
     fn on_end(&self);
+
+    /// This side has no users any more: whatever reads the peer's memory has to go.
+    fn on_unused(&self);
 }
 
 /// See the module's own words.
 pub(crate) struct Core {
     parts: LinkParts,
+    /// The peer's arena, for as long as there are users.
+    view: Weak<View>,
     clerk: Box<dyn Clerk>,
     /// What the watcher knows it by.
     token: u64,
@@ -327,8 +331,9 @@ impl Core {
         &self.parts.arena
     }
 
-    pub(crate) fn view(&self) -> &Arc<View> {
-        &self.parts.view
+    /// The peer's arena; `None` once nobody here reads it any more.
+    pub(crate) fn view(&self) -> Option<Arc<View>> {
+        self.view.upgrade()
     }
 
     pub(crate) fn loans(&self) -> &Loans {
@@ -358,12 +363,17 @@ impl Drop for Core {
 #[derive(Clone)]
 pub(crate) struct Link(Arc<Hold>);
 
-struct Hold(Arc<Core>);
+struct Hold {
+    core: Arc<Core>,
+    /// Unmapped with the last user, even if the core lingers for what the peer still reads here.
+    view: Arc<View>,
+}
 
 impl Link {
     /// With the channels opened in the log-in, by number.
     pub(crate) fn new(
         parts: LinkParts,
+        view: Arc<View>,
         channels: Vec<(u32, Arc<OwnWords>)>,
         clerk: Box<dyn Clerk>,
     ) -> std::io::Result<Self> {
@@ -371,6 +381,7 @@ impl Link {
         let loans = Loans::new(parts.quota);
         let core = Arc::new(Core {
             parts,
+            view: Arc::downgrade(&view),
             clerk,
             token: watch::new_token(),
             fork: fork::generation(),
@@ -384,11 +395,17 @@ impl Link {
             armed: AtomicBool::new(false),
         });
         watch::add(&core)?;
-        Ok(Self(Arc::new(Hold(core))))
+        Ok(Self(Arc::new(Hold { core, view })))
     }
 
+    #[inline]
     pub(crate) fn core(&self) -> &Core {
-        &self.0.0
+        &self.0.core
+    }
+
+    #[inline]
+    pub(crate) fn view(&self) -> &Arc<View> {
+        &self.0.view
     }
 
     /// Gives a channel its port, with whatever happened to it before.
@@ -410,13 +427,14 @@ impl Link {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.0.fork != fork::generation() {
+        if self.core.fork != fork::generation() {
             return;
         }
         // Nobody here reads the peer's memory any more: it may have everything back. What it still reads of ours stays
         // until it says the same, or dies; the watcher sees to that.
-        self.0.close();
-        watch::linger(&self.0);
+        self.core.close();
+        self.core.clerk.on_unused();
+        watch::linger(&self.core);
     }
 }
 

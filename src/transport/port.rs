@@ -181,7 +181,7 @@ impl Port {
 impl Home for Port {
     #[inline]
     fn view(&self) -> &View {
-        self.core().view()
+        self.link.view()
     }
 
     fn owe(&self, handle: Handle) {
