@@ -59,7 +59,9 @@ impl<T> Brief<T> {
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<Holding<'_, T>> {
         // Partner: the release in `Holding::drop`: what its last holder did is visible.
-        (!self.held.swap(true, Ordering::Acquire)).then_some(Holding { of: self })
+        let held_already = self.held.swap(true, Ordering::Acquire);
+        // Made only if it was free: dropping a `Holding` frees the lock, whoever has it.
+        if held_already { None } else { Some(Holding { of: self }) }
     }
 
     /// No lock where nobody else can be.
@@ -120,6 +122,8 @@ mod tests {
         });
         let held = counts.lock();
         assert_eq!(held.0, 4 * turns);
+        // Twice: a failed attempt must not free it.
+        assert!(counts.try_lock().is_none());
         assert!(counts.try_lock().is_none());
         drop(held);
         assert!(counts.try_lock().is_some());
