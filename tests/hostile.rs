@@ -356,7 +356,7 @@ const WAYS: [fn(&mut Raw, [u64; 2]); 3] = [
 ];
 
 fn returns() {
-    let mut scene = Scene::new("snapshot");
+    let mut scene = Scene::of_frames();
     // One bit of each field at a time: offset, arena, length (both parts), ticket (both parts), each of its ends.
     let bits = [0, 35, 36, 59, 60, 63, 64, 95, 96, 115, 116, 127];
     for back in WAYS {

@@ -38,7 +38,7 @@ fn frame(broken: &'static str) -> PeerMisbehaved {
 }
 
 fn control_frames() {
-    let mut scene = Scene::new("snapshot");
+    let mut scene = Scene::of_frames();
     for len in [1, 7, 8, 127, 129, 1024, 100_000] {
         scene.breach("length", frame("wrong length"), |raw| assert!(raw.socket.send(&vec![5; len], &[])));
     }
@@ -64,7 +64,7 @@ fn control_frames() {
 
 /// A socket cannot tell it from the end of the stream.
 fn empty() {
-    let mut scene = Scene::new("snapshot");
+    let mut scene = Scene::of_frames();
     let raw = scene.login();
     let file = File::open("/dev/null").expect("null");
     assert!(raw.socket.send(&[], &[file.as_fd()]));
@@ -75,7 +75,7 @@ fn empty() {
 }
 
 fn descriptors() {
-    let mut scene = Scene::new("snapshot");
+    let mut scene = Scene::of_frames();
     let file = File::open("/dev/null").expect("null");
     for (count, frame) in [1, 2, 200].into_iter().flat_map(|count| [(count, 5), (count, 6), (count, 99)]) {
         scene.breach("descriptors", PeerMisbehaved::UnexpectedDescriptor, |raw| {
@@ -87,7 +87,7 @@ fn descriptors() {
 }
 
 fn channel_numbers() {
-    let mut scene = Scene::new("snapshot");
+    let mut scene = Scene::of_frames();
     let mut bad = |number: u32, frame: Frame| {
         scene.breach("number", PeerMisbehaved::ChannelNumber(number), |raw| assert!(raw.socket.say(&frame)));
     };
@@ -129,7 +129,7 @@ fn bad_areas() -> Vec<(Area, PeerMisbehaved)> {
 }
 
 fn rings() {
-    let mut scene = Scene::new("snapshot");
+    let mut scene = Scene::of_frames();
     for (area, broken) in bad_areas() {
         scene.breach("ring", broken, |raw| assert!(raw.socket.say(&Frame::open(17, "main", schema(), area))));
     }
@@ -137,7 +137,7 @@ fn rings() {
 }
 
 fn rings_at_login() {
-    let mut scene = Scene::new("snapshot");
+    let mut scene = Scene::of_frames();
     for (area, broken) in bad_areas() {
         let socket = Socket::knock(scene.place.path());
         let memory = Memory::own(BYTES);
@@ -152,7 +152,7 @@ fn rings_at_login() {
 
 /// It makes the server answer and reads no answer.
 fn stalled() {
-    let mut scene = Scene::new("snapshot");
+    let mut scene = Scene::of_frames();
     let raw = scene.login();
     let wish = Frame::open(17, "none", schema(), area(1));
     while raw.socket.say(&wish) {}
@@ -166,7 +166,7 @@ fn stalled() {
 }
 
 fn flood() {
-    let mut scene = Scene::new("snapshot");
+    let mut scene = Scene::of_frames();
     let raws: Vec<Raw> = (0..3).map(|_| scene.login()).collect();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -194,7 +194,7 @@ fn flood() {
 /// Random frames, then one that is certainly wrong: either may be what the session ends for.
 fn random_frames() {
     let mut random = Random::new();
-    let mut scene = Scene::new("snapshot");
+    let mut scene = Scene::of_frames();
     for _ in 0..2_000 {
         let raw = scene.login();
         let mut frame = match random.below(4) {
