@@ -1,0 +1,235 @@
+//! Clients that break the rules of docs/protocol.md in frames and channels, one by one: each loses its own session, is
+//! told so, and nobody else notices.
+
+mod common;
+#[path = "common/raw.rs"]
+mod raw;
+#[path = "common/scene.rs"]
+mod scene;
+capnp::generated_code!(mod hello_capnp);
+
+use common::Case;
+use common::apps::{ask, open};
+use raw::{Area, BYTES, Frame, Memory, Random, Raw, Socket, area, schema};
+use scene::{Scene, honest};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use strait::{Ended, PeerMisbehaved};
+
+fn main() -> ExitCode {
+    let cases = [
+        Case::new("control_frames", control_frames),
+        Case::new("an_empty_frame_is_the_end", empty),
+        Case::new("descriptors_with_frames", descriptors),
+        Case::new("channel_numbers", channel_numbers),
+        Case::new("channel_numbers_used_again", used_again)
+            .ignore("bug: a number that was refused, or closed by both, is taken again")
+            .limit(30),
+        Case::new("rings_where_none_can_be", rings),
+        Case::new("rings_where_none_can_be_at_login", rings_at_login),
+        Case::new("a_peer_that_does_not_read_its_socket", stalled),
+        Case::new("a_flood_of_frames_starves_nobody", flood),
+        Case::new("random_frames", random_frames),
+    ];
+    common::main(&cases, &[("honest", honest)])
+}
+
+fn frame(broken: &'static str) -> PeerMisbehaved {
+    PeerMisbehaved::Frame(broken)
+}
+
+fn control_frames() {
+    let mut scene = Scene::of_frames();
+    for len in [1, 7, 8, 127, 129, 1024, 100_000] {
+        scene.breach("length", frame("wrong length"), |raw| assert!(raw.socket.send(&vec![5; len], &[])));
+    }
+    for kind in [0].into_iter().chain(7..=255).chain([256, 1 << 16 | 5, 5 << 24, u32::MAX]) {
+        scene.breach("kind", frame("unknown kind"), |raw| assert!(raw.socket.say(&Frame::control(kind, 0))));
+    }
+    for number in [2, 255, u32::MAX] {
+        scene.breach("farewell", frame("unknown farewell"), |raw| assert!(raw.socket.say(&Frame::control(6, number))));
+    }
+    for code in [0, 6, u32::MAX] {
+        let refusal = Frame::control(3, 1).u32(8, code);
+        scene.breach("refusal", frame("unknown refusal"), |raw| assert!(raw.socket.say(&refusal)));
+    }
+    let not_utf8 = Frame::open(17, "", schema(), area(1)).bytes(28, &[0xFF, 0xFE]);
+    scene.breach("name", frame("name is not UTF-8"), |raw| assert!(raw.socket.say(&not_utf8)));
+    // Nothing that goes home is fine.
+    let raw = scene.login();
+    assert!(raw.socket.say(&Frame::control(5, 0)) && raw.socket.say(&Frame::control(6, 1)));
+    scene.peer.must_say("raw: Accused");
+    drop(raw);
+    scene.end();
+}
+
+/// A socket cannot tell it from the end of the stream.
+fn empty() {
+    let mut scene = Scene::of_frames();
+    let raw = scene.login();
+    let file = File::open("/dev/null").expect("null");
+    assert!(raw.socket.send(&[], &[file.as_fd()]));
+    scene.peer.must_say("raw: PeerDied");
+    assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
+    scene.end();
+    drop(raw);
+}
+
+fn descriptors() {
+    let mut scene = Scene::of_frames();
+    let file = File::open("/dev/null").expect("null");
+    for (count, frame) in [1, 2, 200].into_iter().flat_map(|count| [(count, 5), (count, 6), (count, 99)]) {
+        scene.breach("descriptors", PeerMisbehaved::UnexpectedDescriptor, |raw| {
+            assert!(raw.socket.send(&Frame::control(frame, 0).0, &vec![file.as_fd(); count]));
+        });
+    }
+    // That they are closed is in the end's census.
+    scene.end();
+}
+
+fn channel_numbers() {
+    let mut scene = Scene::of_frames();
+    let mut bad = |number: u32, frame: Frame| {
+        scene.breach("number", PeerMisbehaved::ChannelNumber(number), |raw| assert!(raw.socket.say(&frame)));
+    };
+    // The server's own to give.
+    for number in [0, 2, 16, u32::MAX - 1] {
+        bad(number, Frame::open(number, "main", schema(), area(1)));
+    }
+    // The log-in's.
+    bad(1, Frame::open(1, "main", schema(), area(1)));
+    // Answers to questions that were never asked.
+    for number in [0, 1, 2, 3, 17, u32::MAX] {
+        bad(number, Frame::control(2, number).area(8, area(1)));
+        bad(number, Frame::control(3, number).u32(8, 1));
+    }
+    for number in [0, 2, 3, 17, u32::MAX] {
+        bad(number, Frame::control(4, number));
+    }
+    scene.breach("opened twice", PeerMisbehaved::ChannelNumber(17), |raw| {
+        (1..=2).for_each(|place| assert!(raw.socket.say(&Frame::open(17, "main", schema(), area(place)))));
+    });
+    scene.end();
+}
+
+/// Each number once, says the document.
+fn used_again() {
+    let mut scene = Scene::of_frames();
+    scene.breach("refused", PeerMisbehaved::ChannelNumber(17), |raw| {
+        (1..=2).for_each(|place| assert!(raw.socket.say(&Frame::open(17, "none", schema(), area(place)))));
+    });
+    scene.end();
+}
+
+const WORDS: u64 = BYTES as u64 / 8;
+
+/// Halves of channels that there cannot be, and what is wrong with them.
+fn bad_areas() -> Vec<(Area, PeerMisbehaved)> {
+    let impossible = [(1, 8), (511, 8), (513, 8), (1 << 63 | 1, 8), (512, 0), (512, 1), (512, 3), (512, 1 << 17)]
+        .into_iter()
+        .chain([(512, 1 << 31), (512, u32::MAX), (512, 65_537)]);
+    let impossible = impossible.map(|(offset, slots)| (Area { offset, slots }, frame("impossible ring")));
+    let outside =
+        [(WORDS, 2), (WORDS - 512, 64), (0, 65_536), (1 << 35, 8), (u64::MAX - 511, 8), (u64::MAX - 511, 65_536)];
+    let outside = outside.into_iter().map(|(offset, slots)| {
+        let len = 48 + 8 * u64::from(slots);
+        (Area { offset, slots }, PeerMisbehaved::HandleOutOfRange { offset, len, arena_words: WORDS })
+    });
+    impossible.chain(outside).collect()
+}
+
+fn rings() {
+    let mut scene = Scene::of_frames();
+    for (area, broken) in bad_areas() {
+        scene.breach("ring", broken, |raw| assert!(raw.socket.say(&Frame::open(17, "main", schema(), area))));
+    }
+    scene.end();
+}
+
+fn rings_at_login() {
+    let mut scene = Scene::of_frames();
+    for (area, broken) in bad_areas() {
+        let socket = Socket::knock(scene.place.path());
+        let memory = Memory::own(BYTES);
+        let hello = Frame::hello(BYTES, "raw", &[("main", schema(), area)]);
+        assert!(socket.send(&hello.0, &[memory.read_only().as_fd()]));
+        scene.peer.must_say(&format!("{:?}", strait::AcceptError::PeerMisbehaved(broken)));
+        assert!(socket.rest().is_empty());
+        assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
+    }
+    scene.end();
+}
+
+/// It makes the server answer and reads no answer.
+fn stalled() {
+    let mut scene = Scene::of_frames();
+    let raw = scene.login();
+    let wish = Frame::open(17, "none", schema(), area(1));
+    while raw.socket.say(&wish) {}
+    let line = scene.peer.line();
+    assert!(line.starts_with("raw: PeerMisbehaved(Stalled("), "{line}");
+    assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
+    // It is cut off all the same; what had been sent may still be read.
+    assert!(raw.socket.rest().iter().all(|frame| frame.u32_at(0) == 3));
+    drop(raw);
+    scene.end();
+}
+
+fn flood() {
+    let mut scene = Scene::of_frames();
+    let raws: Vec<Raw> = (0..3).map(|_| scene.login()).collect();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for raw in &raws {
+            let (socket, stop) = (&raw.socket, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    assert!(socket.say(&Frame::control(5, 0)));
+                }
+            });
+        }
+        for round in 0..100 {
+            // Both in the rings and by way of the thread that reads the floods.
+            assert_eq!(ask(&mut scene.channel, &format!("echo {round}")), round.to_string());
+            drop(open(&scene.session));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop(raws);
+    (0..3).for_each(|_| scene.peer.must_say("raw: PeerDied"));
+    // The channels opened meanwhile take the server a moment to close.
+    scene.end();
+}
+
+/// Random frames, then one that is certainly wrong: either may be what the session ends for.
+fn random_frames() {
+    let mut random = Random::new();
+    let mut scene = Scene::of_frames();
+    for _ in 0..2_000 {
+        let raw = scene.login();
+        let mut frame = match random.below(4) {
+            0 => Frame::open(17, "main", schema(), area(1)),
+            1 => Frame::control(random.below(7) as u32, random.below(20) as u32),
+            2 => Frame::control(random.next() as u32, random.next() as u32),
+            _ => Frame((0..128).map(|_| random.next() as u8).collect()),
+        };
+        for _ in 0..random.below(4) {
+            frame.0[random.below(128) as usize] = random.next() as u8;
+        }
+        if random.below(16) == 0 {
+            frame.0.resize(1 + random.below(300) as usize, 0);
+        }
+        raw.socket.say(&frame);
+        // Gone already, perhaps.
+        raw.socket.say(&Frame::control(99, 0));
+        let line = scene.peer.line();
+        let orderly = [Ended::PeerClosed, Ended::Accused, Ended::ChannelClosed].map(|end| format!("raw: {end:?}"));
+        assert!(line.starts_with("raw: PeerMisbehaved(") || orderly.contains(&line), "{line} for {:?}", frame.0);
+        let last = raw.socket.rest().last().map(|frame| frame.u32_at(0));
+        assert_eq!(last, Some(6), "a goodbye");
+        assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
+    }
+    scene.end();
+}

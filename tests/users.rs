@@ -1,0 +1,253 @@
+//! Apps of different users: who may meet whom, and how the memory between them is guarded. Needs root, to be others;
+//! without it each case says that it was skipped.
+
+mod common;
+#[path = "common/raw.rs"]
+mod raw;
+capnp::generated_code!(mod hello_capnp);
+
+use common::apps::{Place, ask, client, open, server};
+use common::obliging;
+use common::peer::{Peer, say};
+use common::{AS_ROLE, Case};
+use hello_capnp::hello;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open as open_file};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use nix::sys::stat::{Mode, fstat};
+use raw::{BYTES, Frame, Memory, Socket};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use strait::{BindError, ClientApp, ConnectError, LoginError, RunDirError, ServerApp, Trust};
+
+fn main() -> ExitCode {
+    let cases = [
+        Case::new("wrong_user", wrong_user),
+        Case::new("wrong_group", wrong_group),
+        Case::new("a_guest_is_served", guest),
+        Case::new("what_a_guest_gets_cannot_be_written", guests_memory),
+        Case::new("what_a_user_passes_is_read_only", own_memory),
+        Case::new("what_a_client_passes_is_sealed_against_others", clients_memory),
+        Case::new("a_directory_of_somebody_else", foreign_dir),
+        Case::new("a_server_of_somebody_else", wrong_server),
+    ];
+    let roles: &[common::Role] = &[("doorman", doorman), ("caller", caller), ("examiner", examiner)];
+    common::main(&cases, roles)
+}
+
+/// Nobody's, on every Linux.
+const NOBODY: u32 = 65_534;
+
+/// Whether this process can become another user.
+fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("note: skipped: not root");
+    }
+    root
+}
+
+/// Lets `guest` in as nobody and in the given group, `tester` and `raw` as this user.
+fn doorman(args: &[String]) {
+    let app = server(&args[0]).channel::<hello::Owned>("main").allow(&client(), Trust::snapshot());
+    let app = app.allow(&ClientApp::new("raw"), Trust::snapshot());
+    let group: u32 = args[1].parse().expect("a group");
+    let app = app.allow(&ClientApp::new("guest").uid(NOBODY).gid(group), Trust::snapshot());
+    obliging::run_app(app, |session| {
+        let peer = session.peer();
+        say(format!("in: {} {} {} {}", session.peer_name(), peer.uid, peer.gid, peer.pid));
+    });
+}
+
+/// A client under the name given, of the server of the user given; says what came of it.
+fn caller(args: &[String]) {
+    let to = server(&args[0]).uid(args[2].parse().expect("a user"));
+    match ClientApp::new(&args[1]).timeout(common::PATIENCE).connect(&to) {
+        Ok(session) => say(ask(&mut open(&session), "echo hello")),
+        Err(error) => say(format!("{error:?}")),
+    }
+}
+
+/// Logs in as `guest` or `raw` and says what it was given, and whether it can be written to.
+fn examiner(args: &[String]) {
+    let (socket, own) = (Socket::knock(Path::new(&args[0])), Memory::own(BYTES));
+    assert!(socket.send(&Frame::hello(BYTES, &args[1], &[]).0, &[own.read_only().as_fd()]));
+    let (welcome, fds) = socket.recv().expect("an answer");
+    assert_eq!(welcome.u32_at(8), 2, "a welcome");
+    let [memory]: [OwnedFd; 1] = fds.try_into().expect("one descriptor");
+    say(guards(&memory));
+    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    say(format!("{:?}", open_file(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map(drop)));
+}
+
+/// Seals and modes, and what comes of a writable mapping.
+fn guards(memory: &OwnedFd) -> String {
+    let seals = SealFlag::from_bits_retain(fcntl(memory, FcntlArg::F_GET_SEALS).expect("seals"));
+    let fixed = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    let access = fcntl(memory, FcntlArg::F_GETFL).expect("flags") & OFlag::O_ACCMODE.bits();
+    let mode = fstat(memory).expect("stat").st_mode & 0o7777;
+    let (len, write) = (NonZeroUsize::new(4096).expect("a page"), ProtFlags::PROT_READ | ProtFlags::PROT_WRITE);
+    // SAFETY: if it comes to be, it is a mapping of its own that nobody uses.
+    let mapped = unsafe { mmap(None, len, write, MapFlags::MAP_SHARED, memory, 0) };
+    format!(
+        "fixed {}, unwritable {}, read-only {}, mode {mode:o}, mapped {:?}",
+        seals.contains(fixed),
+        seals.contains(SealFlag::F_SEAL_FUTURE_WRITE),
+        access == OFlag::O_RDONLY.bits(),
+        mapped.map(drop),
+    )
+}
+
+/// Another user's process; it must be able to reach its program.
+fn as_nobody(role: &str, args: &[&str], gid: u32) -> (Peer, tempfile::TempDir) {
+    let dir = tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o755)).tempdir().expect("directory");
+    let program = dir.path().join("program");
+    std::fs::copy(std::env::current_exe().expect("own path"), &program).expect("copy");
+    let mut command = Command::new(program);
+    command.arg(AS_ROLE).arg(role).args(args).current_dir("/").uid(NOBODY).gid(gid);
+    (Peer::of(command), dir)
+}
+
+fn with_doorman(group: u32, talk: impl FnOnce(&Place, &mut Peer)) {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let mut peer = Peer::start("doorman", &[place.text(), &group.to_string()]);
+    peer.must_say("ready");
+    let mode = std::fs::metadata(place.path()).expect("directory").permissions().mode();
+    assert_eq!(mode & 0o777, 0o711, "reachable, not listable");
+    talk(&place, &mut peer);
+    peer.tell("stop");
+    peer.finish();
+    place.must_be_empty();
+}
+
+#[track_caller]
+fn must_be_refused(place: &Place, peer: &mut Peer, name: &str, error: &LoginError) {
+    let before = common::census::maps(&peer.pid().to_string());
+    let (mut caller, _program) = as_nobody("caller", &[place.text(), name, "0"], NOBODY);
+    caller.must_say(&format!("{:?}", ConnectError::Refused(error.clone())));
+    peer.must_say(&format!("accept: {:?}", strait::AcceptError::Refused(error.clone())));
+    assert_eq!(common::census::maps(&peer.pid().to_string()), before);
+    caller.finish();
+}
+
+fn wrong_user() {
+    with_doorman(NOBODY, |place, peer| {
+        let client = "tester".to_owned();
+        must_be_refused(place, peer, "tester", &LoginError::WrongUser { client, uid: NOBODY });
+        // And this user is not the guest.
+        let error = LoginError::WrongUser { client: "guest".into(), uid: 0 };
+        match ClientApp::new("guest").connect(&place.server()) {
+            Err(ConnectError::Refused(found)) => assert_eq!(found, error),
+            other => panic!("{other:?}"),
+        }
+        peer.must_say(&format!("accept: {:?}", strait::AcceptError::Refused(error)));
+    });
+}
+
+fn wrong_group() {
+    with_doorman(4242, |place, peer| {
+        let error = LoginError::WrongGroup { client: "guest".into(), gid: NOBODY };
+        must_be_refused(place, peer, "guest", &error);
+    });
+}
+
+fn guest() {
+    with_doorman(4242, |place, peer| {
+        let (mut caller, _program) = as_nobody("caller", &[place.text(), "guest", "0"], 4242);
+        caller.must_say("hello");
+        let pid = caller.pid();
+        caller.finish();
+        peer.must_say(&format!("in: guest {NOBODY} 4242 {pid}"));
+        peer.must_say("session: PeerClosed");
+    });
+}
+
+fn guests_memory() {
+    with_doorman(4242, |place, peer| {
+        let (mut examiner, _program) = as_nobody("examiner", &[place.text(), "guest"], 4242);
+        examiner.must_say("fixed true, unwritable true, read-only true, mode 400, mapped Err(EACCES)");
+        examiner.must_say(&format!("{:?}", Err::<(), _>(Errno::EACCES)));
+        examiner.finish();
+        assert!(peer.line().starts_with("in: guest"));
+        peer.must_say("session: PeerDied");
+    });
+}
+
+fn own_memory() {
+    let place = Place::new();
+    let mut peer = Peer::start("doorman", &[place.text(), "0"]);
+    peer.must_say("ready");
+    let mut examiner = Peer::start("examiner", &[place.text(), "raw"]);
+    examiner.must_say("fixed true, unwritable false, read-only true, mode 400, mapped Err(EACCES)");
+    // Root may open anything.
+    let opened = if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(Errno::EACCES) };
+    examiner.must_say(&format!("{opened:?}"));
+    examiner.finish();
+    assert!(peer.line().starts_with("in: raw"));
+    peer.must_say("session: PeerDied");
+    peer.tell("stop");
+    peer.finish();
+}
+
+fn clients_memory() {
+    if !is_root() {
+        return;
+    }
+    for foreign in [false, true] {
+        let place = Place::new();
+        let listener = Socket::listen(place.path());
+        for (path, mode) in [(place.path().to_owned(), 0o711), (place.path().join("suite.sock"), 0o666)] {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("mode");
+        }
+        let args = [place.text(), "guest", "0"];
+        let (mut caller, _program) = if foreign {
+            let (caller, program) = as_nobody("caller", &args, NOBODY);
+            (caller, Some(program))
+        } else {
+            (Peer::start("caller", &args), None)
+        };
+        let socket = listener.accept();
+        let (hello, fds) = socket.recv().expect("a hello");
+        assert_eq!(hello.u32_at(8), 1);
+        let [memory]: [OwnedFd; 1] = fds.try_into().expect("one descriptor");
+        let expected = format!("fixed true, unwritable {foreign}, read-only true, mode 400, mapped Err(EACCES)");
+        assert_eq!(guards(&memory), expected);
+        drop(socket);
+        caller.must_say("Disconnected");
+        caller.finish();
+    }
+}
+
+fn foreign_dir() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    chown(place.path(), Some(NOBODY), None).expect("chown");
+    let found = |error: &RunDirError| matches!(error, RunDirError::Owner { path, found: NOBODY, expected: 0 } if path == place.path());
+    assert!(matches!(client().connect(&place.server()), Err(ConnectError::RunDir(error)) if found(&error)));
+    assert!(matches!(place.server().bind(), Err(BindError::RunDir(error)) if found(&error)));
+    place.must_be_empty();
+}
+
+/// It sits in the right directory, but is not who it should be: it hears not a word.
+fn wrong_server() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let listener = Socket::listen(place.path());
+    chown(place.path(), Some(NOBODY), None).expect("chown");
+    match client().connect(&ServerApp::new("suite").run_dir(place.path()).uid(NOBODY)) {
+        Err(ConnectError::WrongServer { found: 0, expected: NOBODY }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(listener.accept().recv().is_none());
+}
