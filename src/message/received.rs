@@ -155,14 +155,11 @@ type Places = SmallVec<[Place; 1]>;
 fn places(borrowed: &Borrowed, segments: u16) -> Result<Places, PeerMisbehaved> {
     match usize::from(segments) {
         1 => Ok(smallvec::smallvec![borrowed.whole()]),
-        count @ 2..=MAX_SEGMENTS => {
-            let mut table = Vec::new();
+        // Before anything is copied: the table may claim to be as long as the arena.
+        count @ 2..=MAX_SEGMENTS if borrowed.whole().words() == 2 * count => {
+            let mut table = Vec::with_capacity(2 * count);
             borrowed.copy_out(borrowed.whole(), &mut table);
-            let entries = table.as_chunks::<2>().0;
-            if entries.len() != count {
-                return Err(PeerMisbehaved::SegmentCount(u32::from(segments)));
-            }
-            entries.iter().map(|&[offset, len]| borrowed.part(offset, len)).collect()
+            table.as_chunks::<2>().0.iter().map(|&[offset, len]| borrowed.part(offset, len)).collect()
         }
         _ => Err(PeerMisbehaved::SegmentCount(u32::from(segments))),
     }

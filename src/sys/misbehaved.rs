@@ -37,6 +37,9 @@ pub enum PeerMisbehaved {
         /// The arena the peer announced.
         expected: u32,
     },
+    /// A message that names no memory.
+    #[error("a message without a handle")]
+    NoHandle,
     /// A handle, or an entry of a segment table, reaches outside the arena or names nothing.
     #[error("handle {offset}+{len} words lies outside the arena of {arena_words} words")]
     HandleOutOfRange {
@@ -47,8 +50,8 @@ pub enum PeerMisbehaved {
         /// How many the arena has.
         arena_words: u64,
     },
-    /// A message claims no segments, or more than a message may have.
-    #[error("message of {0} segments")]
+    /// A message claims no segments, more than a message may have, or another number than its table has.
+    #[error("message of {0} segments, or with a table of another length")]
     SegmentCount(u32),
     /// A message to be copied is larger than this side copies.
     #[error("message of {bytes} bytes, at most {limit} are copied")]

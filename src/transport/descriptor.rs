@@ -74,11 +74,10 @@ impl Descriptor {
         let [head, a, b, c, d, e, f] = payload;
         match head & 0xFF {
             MESSAGE => {
-                let nowhere = PeerMisbehaved::HandleOutOfRange { offset: c, len: 0, arena_words: 0 };
                 Ok(Self::Message(Envelope {
                     id: a,
                     in_reply_to: (b != 0).then_some(b),
-                    handle: Handle::from_words([c, d]).ok_or(nowhere)?,
+                    handle: Handle::from_words([c, d]).ok_or(PeerMisbehaved::NoHandle)?,
                     segments: (head >> 16) as u16,
                     returned: Handle::from_words([e, f]),
                 }))
@@ -118,6 +117,6 @@ mod tests {
             let found = Descriptor::from_words([kind, 1, 0, 1, 1, 0, 0]);
             assert_eq!(found, Err(PeerMisbehaved::UnknownSlotKind(kind as u8)));
         }
-        assert!(Descriptor::from_words([MESSAGE, 1, 0, 0, 0, 0, 0]).is_err());
+        assert_eq!(Descriptor::from_words([MESSAGE, 1, 0, 0, 0, 0, 0]), Err(PeerMisbehaved::NoHandle));
     }
 }

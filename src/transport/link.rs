@@ -158,19 +158,23 @@ impl Core {
             tracing::warn!(peer = self.parts.peer_name, pid = self.parts.peer.pid, "cut off: {broken}");
         }
         self.end(Ended::PeerMisbehaved(broken));
-        self.say_goodbye(Farewell::PeerMisbehaved);
+        self.say_goodbye();
         self.parts.socket.shut_down();
     }
 
     /// Ends the session from this side. What was sent may still be received by the peer.
     pub(crate) fn close(&self) {
         self.end(Ended::Closed);
-        self.say_goodbye(Farewell::Closed);
+        self.say_goodbye();
     }
 
-    fn say_goodbye(&self, farewell: Farewell) {
+    /// Says once why it ended: by the cause that stands, whoever is first to say so.
+    fn say_goodbye(&self) {
         if !self.said_goodbye.swap(true, Ordering::Relaxed) {
-            self.send(&Control::Goodbye(farewell));
+            self.send(&Control::Goodbye(match self.ended() {
+                Some(Ended::PeerMisbehaved(_)) => Farewell::PeerMisbehaved,
+                _ => Farewell::Closed,
+            }));
         }
     }
 
