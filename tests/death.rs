@@ -4,7 +4,7 @@
 #[path = "common/bulk.rs"]
 mod bulk;
 mod common;
-#[path = "death/rng.rs"]
+#[path = "common/rng.rs"]
 mod rng;
 #[path = "death/survivor.rs"]
 mod survivor;
