@@ -5,7 +5,7 @@ mod common;
 capnp::generated_code!(mod hello_capnp);
 
 use common::apps::{Place, SHORT, TRUSTS, ask, client, greet, open, server, trust, words};
-use common::obliging::{connect, with_server};
+use common::obliging::{connect, obliging_server, with_server};
 use common::peer::{Peer, hear, say};
 use common::{Case, PATIENCE, eventually, obliging};
 use hello_capnp::hello;
@@ -16,9 +16,10 @@ use nix::unistd::{ForkResult, Pid, fork, pause};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Barrier;
 use strait::{
     AllocError, BindError, Channel, ChannelError, Ended, EndedError, FreezeError, RecvError, RequestError, SendError,
-    Session, Trust,
+    Session, Trust, Wait,
 };
 
 fn main() -> ExitCode {
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Case::new("dead_client_with_a_living_child", dead_client),
         Case::new("dead_server_with_a_living_child", dead_server),
         Case::new("a_stopped_peer_is_slow", stopped),
+        Case::new("a_death_ends_every_wait", waits_end),
     ];
     let roles: &[common::Role] = &[
         ("obliging", obliging::run),
@@ -337,19 +339,24 @@ fn dead_server() {
     }
 }
 
+/// Stops a process; nothing of it runs any more when this returns.
+fn stop(peer: &Peer) -> Pid {
+    let pid = Pid::from_raw(peer.pid() as i32);
+    kill(pid, Signal::SIGSTOP).expect("stop");
+    eventually("it stops", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        (stat.rsplit(") ").next()?.starts_with('T')).then_some(())
+    });
+    pid
+}
+
 fn stopped() {
     for believing in TRUSTS {
         with_server(believing, |place, peer| {
             let session = connect(place, trust(believing));
             let mut channel = open(&session);
             assert_eq!(ask(&mut channel, "echo before"), "before");
-            let pid = Pid::from_raw(peer.pid() as i32);
-            kill(pid, Signal::SIGSTOP).expect("stop");
-            // Until it has stopped it may still answer.
-            eventually("it stops", || {
-                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-                (stat.rsplit(") ").next()?.starts_with('T')).then_some(())
-            });
+            let pid = stop(peer);
             let question = greet(&channel, "echo late");
             assert_eq!(channel.request(&question, SHORT).map(drop), Err(RequestError::TimedOut));
             let refused = session.open_channel::<hello::Owned>("main", SHORT).map(drop);
@@ -359,5 +366,45 @@ fn stopped() {
             assert_eq!(ask(&mut channel, "echo after"), "after");
             assert_eq!(ask(&mut session.open_channel("main", PATIENCE).expect("channel"), "echo new"), "new");
         });
+    }
+}
+
+/// A peer that is stopped answers nothing, so each of these waits until it is killed.
+fn waits_end() {
+    for wait in [Wait::Spin, Wait::Adaptive, Wait::Park] {
+        let place = Place::new();
+        let peer = obliging_server(&place, "in_place");
+        let session = client().wait(wait).connect(&place.server()).expect("connect");
+        let (mut receives, mut sends, mut asks) = (open(&session), open(&session), open(&session));
+        let note = greet(&sends, "note");
+        stop(&peer);
+        while sends.try_send(&note).is_ok() {}
+        let begun = Barrier::new(5);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                begun.wait();
+                let end = receives.recv().map(drop);
+                assert!(matches!(&end, Err(RecvError::Ended(end)) if end.cause == Ended::PeerDied), "{end:?}");
+            });
+            scope.spawn(|| {
+                begun.wait();
+                let end = sends.send(&note);
+                assert!(matches!(&end, Err(SendError::Ended(end)) if end.cause == Ended::PeerDied), "{end:?}");
+            });
+            scope.spawn(|| {
+                begun.wait();
+                let end = asks.request(&note, PATIENCE).map(drop);
+                assert!(matches!(&end, Err(RequestError::Ended(end)) if end.cause == Ended::PeerDied), "{end:?}");
+            });
+            scope.spawn(|| {
+                begun.wait();
+                let end = session.open_channel::<hello::Owned>("main", PATIENCE).map(drop);
+                assert!(matches!(end, Err(ChannelError::Ended { cause: Ended::PeerDied, peer: _ })), "{end:?}");
+            });
+            begun.wait();
+            peer.kill();
+        });
+        assert_eq!(session.end(), Some(Ended::PeerDied));
+        eventually("nothing is on loan", || (session.on_loan() == (0, 0)).then_some(()));
     }
 }
