@@ -4,6 +4,7 @@ use super::schema::Schema;
 use super::trust::Trust;
 use crate::shm::block::MAX_SEGMENTS;
 use crate::shm::view::{Borrowed, Place};
+use crate::sys::fork;
 use crate::sys::misbehaved::PeerMisbehaved;
 use capnp::message::{Reader, ReaderOptions, ReaderSegments};
 use parking_lot::Mutex;
@@ -37,6 +38,7 @@ pub struct Received<T: Schema> {
     id: u64,
     in_reply_to: Option<u64>,
     channel: u64,
+    fork: u32,
     root: PhantomData<fn() -> T>,
 }
 
@@ -102,7 +104,14 @@ impl<T: Schema> Received<T> {
                 (Segments::Copied(copy), ReaderOptions { traversal_limit_in_words: Some(walk), nesting_limit: 32 })
             }
         };
-        Ok(Self { reader: Reader::new(segments, options), id, in_reply_to, channel, root: PhantomData })
+        Ok(Self {
+            reader: Reader::new(segments, options),
+            id,
+            in_reply_to,
+            channel,
+            fork: fork::generation(),
+            root: PhantomData,
+        })
     }
 
     /// The root struct.
@@ -111,6 +120,10 @@ impl<T: Schema> Received<T> {
     /// Cap'n Proto's, if the message is not well-formed; so may any accessor of the reader.
     #[inline]
     pub fn get(&self) -> capnp::Result<T::Reader<'_>> {
+        if self.fork != fork::generation() {
+            // The memory is not mapped here.
+            return Err(capnp::Error::failed("the message belongs to the process this one was forked from".into()));
+        }
         self.reader.get_root()
     }
 

@@ -8,6 +8,7 @@ use super::rundir::RunDir;
 use super::session::Session;
 use crate::shm::arena::Arena;
 use crate::shm::view::View;
+use crate::sys::fork::NoForkFd;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::seqpacket::{Credentials, SeqPacket, poll_readable};
 use crate::sys::words::OwnWords;
@@ -15,7 +16,7 @@ use crate::transport::control::AreaAt;
 use crate::transport::link::{LinkParts, cut_area, view_area};
 use nix::errno::Errno;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -115,7 +116,7 @@ fn await_answer(
     socket: &SeqPacket,
     channels: usize,
     deadline: Option<Instant>,
-) -> Result<(Answer, Option<OwnedFd>), ConnectError> {
+) -> Result<(Answer, Option<NoForkFd>), ConnectError> {
     // One more byte than a frame, so that a longer one shows.
     let mut frame = [0; FRAME + 1];
     loop {
@@ -128,6 +129,9 @@ fn await_answer(
                 return Err(ConnectError::Io(io::ErrorKind::OutOfMemory.into()));
             }
             let answer = Answer::from_bytes(frame.get(..packet.len).unwrap_or(&frame), channels)?;
+            if packet.fds.len() > 1 {
+                return Err(PeerMisbehaved::UnexpectedDescriptor.into());
+            }
             return Ok((answer, packet.fds.into_iter().next()));
         }
         if !poll_readable(&[socket.as_fd()], deadline)?.contains(&true) {

@@ -35,6 +35,8 @@ pub(super) struct Desk {
 #[derive(Default)]
 struct State {
     next: u32,
+    /// The peer's last.
+    theirs: u32,
     opening: HashMap<u32, Opening>,
     incoming: VecDeque<Half>,
     ended: bool,
@@ -68,7 +70,8 @@ impl Desk {
         let parity = u32::from(side == Side::Client);
         // Past every number the log-in can have given out.
         let next = parity + 2 * CHANNELS_MAX as u32;
-        let state = State { next, incoming: opened.into(), ..State::default() };
+        let theirs = 2 * CHANNELS_MAX as u32;
+        let state = State { next, theirs, incoming: opened.into(), ..State::default() };
         Arc::new(Self { serves, channels_max, slots, parity, state: Mutex::new(state), changed: Condvar::new() })
     }
 
@@ -137,7 +140,9 @@ impl Desk {
     }
 
     fn opened_by_peer(&self, core: &Core, number: u32, spec: ChannelSpec, area: AreaAt) -> Result<(), PeerMisbehaved> {
-        if number % 2 == self.parity {
+        // Each number once: they rise.
+        let rises = number > std::mem::replace(&mut self.state.lock().theirs, number);
+        if number % 2 == self.parity || !rises {
             return Err(PeerMisbehaved::ChannelNumber(number));
         }
         let Some(view) = core.view() else {

@@ -76,6 +76,9 @@ impl Session {
         if !is_name(&spec.name) {
             return Err(ChannelError::BadName(spec.name));
         }
+        if self.link.core().is_forked() {
+            return Err(self.ended());
+        }
         if let Some(half) = self.desk.take_now(|waiting| *waiting == spec) {
             return Ok(self.channel(half));
         }
@@ -125,6 +128,9 @@ impl Session {
     }
 
     fn accept_until<T: Schema>(&self, deadline: Option<Instant>) -> Result<Channel<T>, ChannelError> {
+        if self.link.core().is_forked() {
+            return Err(self.ended());
+        }
         match self.desk.take(|waiting| waiting.schema == T::ID, deadline) {
             Some(half) => Ok(self.channel(half)),
             None if self.link.core().ended().is_some() => Err(self.ended()),

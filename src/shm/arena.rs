@@ -6,12 +6,11 @@ use super::handle::{MASK_24, OFFSET_BITS, WORD};
 use super::hooks::Hooks;
 use super::mallctl;
 use super::tcache::Tcaches;
-use crate::sys::fork;
+use crate::sys::fork::{self, NoForkFd};
 use crate::sys::mapping::{Access, Mapping};
 use crate::sys::memfd::{Memfd, PAGE, Writable};
 use nix::errno::Errno;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -47,6 +46,9 @@ pub(crate) struct Options {
 ///
 /// A clone is another handle to the same arena. The memory goes back to the system when the last handle, block,
 /// message and loan is gone. Threads may share it; each has its own cache of small blocks.
+///
+/// Forked children do not have the memory: what they build or send fails with `ForkedProcess`, and a builder or reader
+/// that was in use during the fork must not be touched there.
 ///
 /// ```
 /// use strait::{ClientApp, ServerApp};
@@ -124,7 +126,7 @@ impl Arena {
     #[inline]
     pub(super) fn cut(&self, bytes: usize, align: usize) -> Result<Piece, AllocError> {
         let owned = &*self.0;
-        if owned.fork != fork::generation() {
+        if self.is_forked() {
             return Err(AllocError::ForkedProcess);
         }
         let full = AllocError::Full { bytes };
@@ -154,7 +156,7 @@ impl Arena {
     pub(super) unsafe fn free(&self, piece: Piece) {
         let owned = &*self.0;
         // In a forked child the memory is not mapped and the books are a copy.
-        if owned.fork == fork::generation() {
+        if !self.is_forked() {
             let flags = owned.tcaches.flag(owned.serial) | align_flag(piece.align);
             // SAFETY: the caller's contract; size and alignment are those the piece was cut with, as jemalloc demands.
             unsafe { jemalloc::sdallocx(piece.start.as_ptr().cast(), piece.bytes, flags) };
@@ -178,14 +180,14 @@ impl Arena {
         self.0.map.len()
     }
 
-    pub(crate) fn read_only_fd(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn read_only_fd(&self) -> io::Result<NoForkFd> {
         self.0.memfd.reopen_read_only()
     }
 
     /// How many bytes of memory the arena holds now, in use or kept warm for reuse. One system call.
     ///
     /// # Errors
-    /// The kernel's, if it cannot tell.
+    /// The kernel's, if it cannot tell; in a forked child it cannot.
     pub fn resident(&self) -> io::Result<u64> {
         self.0.memfd.resident()
     }
@@ -193,6 +195,9 @@ impl Arena {
     /// Gives every page that is not in use back to the system, instead of keeping it warm. Small blocks freed by other
     /// threads stay in those threads' caches (at most some 100 KiB each).
     pub fn purge(&self) {
+        if self.is_forked() {
+            return;
+        }
         self.0.tcaches.flush(self.0.serial);
         let _ = mallctl::order(&format!("arena.{}.purge", self.0.index));
     }
@@ -200,6 +205,12 @@ impl Arena {
     /// Gives back what has not been used for some seconds. An idle arena does this only when told.
     pub(crate) fn decay(&self) {
         let _ = mallctl::order(&format!("arena.{}.decay", self.0.index));
+    }
+
+    /// Whether this process is a fork of the owner, without its memory.
+    #[inline]
+    pub(super) fn is_forked(&self) -> bool {
+        self.0.fork != fork::generation()
     }
 
     /// Finds the arena again as long as somebody holds it.

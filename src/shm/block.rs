@@ -170,7 +170,7 @@ impl Frozen {
 
     /// The bytes of segment `index`, which nobody writes while `self` lives.
     pub(crate) fn segment(&self, index: usize) -> Option<&[u8]> {
-        let &(piece, used) = self.segments.pieces.get(index)?;
+        let &(piece, used) = self.segments.pieces.get(index).filter(|_| !self.segments.arena.is_forked())?;
         // SAFETY: `used` words of the piece are initialised (pieces come zeroed), live as long as `self`, and are
         // written by nobody: this process gave up its writer to make `self`, and no other process has ever had one.
         Some(unsafe { std::slice::from_raw_parts(piece.start.as_ptr(), used * WORD) })

@@ -5,6 +5,7 @@ use super::block::{Frozen, Segments};
 use super::handle::{Handle, MASK_24};
 use super::loans::{LendProblem, LoanQuota, Loans};
 use super::view::{Borrowed, Home, View, ViewError};
+use crate::sys::fork;
 use crate::sys::memfd::{BadMemory, Writable};
 use crate::sys::misbehaved::PeerMisbehaved;
 use parking_lot::Mutex;
@@ -205,7 +206,8 @@ fn memory_that_is_not_as_announced_is_not_mapped() {
     assert_eq!(found(map(0, bytes)), BadMemory::TooLarge { announced: 0, limit: bytes });
     let file = std::fs::File::open("/proc/self/exe").unwrap();
     let size = file.metadata().unwrap().len();
-    assert_eq!(found(View::map(file.into(), 1, size, size).map(drop)), BadMemory::Kind);
+    let file = fork::making().keep(file.into());
+    assert_eq!(found(View::map(file, 1, size, size).map(drop)), BadMemory::Kind);
 }
 
 #[test]

@@ -3,13 +3,13 @@
 
 use super::handle::{Handle, WORD};
 use crate::sys::cpu;
+use crate::sys::fork::NoForkFd;
 use crate::sys::mapping::{Access, Mapping};
 use crate::sys::memfd::{BadMemory, Memfd};
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::sync::{AtomicU64, Ordering};
 use crate::sys::words::PeerWords;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use thiserror::Error;
@@ -35,7 +35,7 @@ pub(crate) struct View {
 
 impl View {
     /// Checks what a peer sent, and only then maps it.
-    pub(crate) fn map(fd: OwnedFd, arena: u32, announced: u64, limit: u64) -> Result<Arc<Self>, ViewError> {
+    pub(crate) fn map(fd: NoForkFd, arena: u32, announced: u64, limit: u64) -> Result<Arc<Self>, ViewError> {
         let memfd = Memfd::check(fd, announced, limit)?;
         // The descriptor is not needed beyond this: the mapping keeps the memory.
         let map = Mapping::new(&memfd, memfd.len(), Access::ReadOnly)?;

@@ -1,10 +1,10 @@
 //! What a forked child may not keep. Its mappings are gone (`MADV_DONTFORK`), but descriptors are inherited: a copy of
 //! a session's socket would hide this process's death from the peer, a copy of a lock would outlive its server. So the
-//! child closes them before it runs anything of its own, and can tell that it is a child.
+//! child gives them up before it runs anything of its own, and can tell that it is a child.
 
 use nix::libc;
-use parking_lot::Mutex;
 use parking_lot::lock_api::RawMutex as _;
+use parking_lot::{Mutex, MutexGuard};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,16 +13,25 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Debug)]
 pub(crate) struct NoForkFd(Option<OwnedFd>);
 
-impl NoForkFd {
-    pub(crate) fn new(fd: OwnedFd) -> Self {
-        static HANDLERS: Once = Once::new();
-        HANDLERS.call_once(|| {
-            // SAFETY: the handlers are `extern "C"` functions that never unwind and use only atomics, one raw lock
-            // and `close`, all of which a freshly forked child may use.
-            unsafe { libc::pthread_atfork(Some(before), Some(after_in_parent), Some(after_in_child)) };
-        });
-        OPEN.lock().push(fd.as_raw_fd());
-        Self(Some(fd))
+/// Held while a descriptor is made: no fork comes between its making and its being known.
+pub(crate) struct Making(MutexGuard<'static, Vec<RawFd>>);
+
+/// To be held for as long as it takes to make descriptors, which may not block.
+pub(crate) fn making() -> Making {
+    static HANDLERS: Once = Once::new();
+    HANDLERS.call_once(|| {
+        // SAFETY: the handlers are `extern "C"` functions that never unwind and use only atomics, one raw lock and
+        // system calls, all of which a freshly forked child may use.
+        unsafe { libc::pthread_atfork(Some(before), Some(after_in_parent), Some(after_in_child)) };
+    });
+    Making(OPEN.lock())
+}
+
+impl Making {
+    /// Takes a descriptor that was made just now.
+    pub(crate) fn keep(&mut self, fd: OwnedFd) -> NoForkFd {
+        self.0.push(fd.as_raw_fd());
+        NoForkFd(Some(fd))
     }
 }
 
@@ -45,7 +54,7 @@ impl Drop for NoForkFd {
                 open.swap_remove(index);
                 drop(fd);
             }
-            // This is a child, where the number was closed and may by now be somebody else's.
+            // This is a child, where the number stands for nothing of this value's any more.
             None => std::mem::forget(fd),
         }
     }
@@ -74,10 +83,22 @@ extern "C" fn after_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     // SAFETY: `before` holds the lock for this, the child's only thread, so nobody else is in the list.
     let open = unsafe { &mut *OPEN.data_ptr() };
+    // What stands in for each of them is open to nothing: the numbers are in use, so that whoever still has one here
+    // cannot hit upon a file of the child's own.
+    // SAFETY: `open` and `dup3` are async-signal-safe and the path is a C string.
+    let dead = unsafe { libc::open(c"/".as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
     for &fd in open.iter() {
         // SAFETY: the numbers are descriptors this child inherited; their owners here find them gone from the list
         // and leave them alone.
-        unsafe { libc::close(fd) };
+        unsafe {
+            if dead < 0 || libc::dup3(dead, fd, libc::O_CLOEXEC) < 0 {
+                libc::close(fd);
+            }
+        }
+    }
+    if dead >= 0 {
+        // SAFETY: opened above, and nobody else knows it.
+        unsafe { libc::close(dead) };
     }
     // `clear` frees nothing, so the child's allocator is not touched.
     open.clear();

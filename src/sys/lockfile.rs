@@ -1,12 +1,12 @@
 //! A file whose lock says that its owner lives. The kernel drops the lock with the process, so nothing has to be swept.
 
-use super::fork::NoForkFd;
+use super::fork::{self, NoForkFd};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::libc;
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// A held lock. Dropped, the file goes before the lock does.
 #[derive(Debug)]
@@ -22,9 +22,12 @@ impl LockFile {
     pub(crate) fn acquire(dir: BorrowedFd<'_>, name: &str) -> nix::Result<Option<Self>> {
         let flags = OFlag::O_CREAT | OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         loop {
-            let file = openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+            let file = {
+                let mut making = fork::making();
+                making.keep(openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?)
+            };
             // SAFETY: flock takes a descriptor and no pointers.
-            match Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+            match Errno::result(unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
                 Ok(_) => {}
                 Err(Errno::EWOULDBLOCK) => return Ok(None),
                 Err(Errno::EINTR) => continue,
@@ -37,8 +40,8 @@ impl LockFile {
                 let dir = dir
                     .try_clone_to_owned()
                     .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
-                let fork = super::fork::generation();
-                return Ok(Some(Self { _file: NoForkFd::new(file), dir, name: name.to_owned(), fork }));
+                let fork = fork::generation();
+                return Ok(Some(Self { _file: file, dir, name: name.to_owned(), fork }));
             }
         }
     }
@@ -51,7 +54,7 @@ fn same_file(one: &FileStat, other: &FileStat) -> bool {
 impl LockFile {
     /// Not in a forked child.
     pub(crate) fn is_held(&self) -> bool {
-        self.fork == super::fork::generation()
+        self.fork == fork::generation()
     }
 }
 

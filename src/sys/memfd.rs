@@ -1,6 +1,6 @@
 //! Anonymous shared memory that dies with its last holder, sealed so that it can never shrink under a reader.
 
-use super::fork::NoForkFd;
+use super::fork::{self, NoForkFd};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -10,7 +10,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use thiserror::Error;
 
 /// What a memfd handed over by a peer must be; each variant is a way it was not.
@@ -69,16 +69,19 @@ impl Memfd {
         // MFD_NOEXEC_SEAL, which nix does not name yet; kernels before 6.3 refuse it.
         let no_exec = MFdFlags::from_bits_retain(8);
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let fd = match memfd_create(name, flags | no_exec) {
-            Err(Errno::EINVAL) => memfd_create(name, flags)?,
-            other => other?,
+        let fd = {
+            let mut making = fork::making();
+            making.keep(match memfd_create(name, flags | no_exec) {
+                Err(Errno::EINVAL) => memfd_create(name, flags)?,
+                other => other?,
+            })
         };
         ftruncate(&fd, i64::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?)?;
         // The inode's own mode decides who may re-open it through /proc/self/fd for writing.
         fchmod(&fd, Mode::S_IRUSR)?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
-        Ok(Self { fd: NoForkFd::new(fd), len })
+        Ok(Self { fd, len })
     }
 
     /// Closes the set of seals. With [`Writable::NoMore`] existing writable mappings stay, new ones are refused.
@@ -92,7 +95,7 @@ impl Memfd {
     }
 
     /// Takes what a peer sent, if it is what it has to be: this is the check that makes SIGBUS impossible.
-    pub(crate) fn check(fd: OwnedFd, announced: u64, limit: u64) -> Result<Self, BadMemory> {
+    pub(crate) fn check(fd: NoForkFd, announced: u64, limit: u64) -> Result<Self, BadMemory> {
         if announced == 0 || announced > limit {
             return Err(BadMemory::TooLarge { announced, limit });
         }
@@ -110,13 +113,14 @@ impl Memfd {
         if u64::try_from(found) != Ok(announced) {
             return Err(BadMemory::Size { found: found.unsigned_abs(), announced });
         }
-        Ok(Self { fd: NoForkFd::new(fd), len })
+        Ok(Self { fd, len })
     }
 
     /// A descriptor of the same memory that can only be mapped for reading.
-    pub(crate) fn reopen_read_only(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn reopen_read_only(&self) -> io::Result<NoForkFd> {
         let path = format!("/proc/self/fd/{}", self.as_fd().as_raw_fd());
-        Ok(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+        let mut making = fork::making();
+        Ok(making.keep(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?))
     }
 
     /// Makes the pages of a range exist, so that touching them cannot fail.

@@ -1,7 +1,7 @@
 //! A Unix socket that keeps message boundaries: frames, descriptors, and the kernel's word for who is at the other end.
 //! Never blocks once connected; whoever has to wait polls.
 
-use super::fork::NoForkFd;
+use super::fork::{self, NoForkFd};
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::libc;
@@ -40,7 +40,7 @@ impl Credentials {
 pub(crate) struct Packet {
     /// How many bytes it had; more than the buffer means it was cut.
     pub(crate) len: usize,
-    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) fds: Vec<NoForkFd>,
     /// Descriptors or bytes were lost on the way in.
     pub(crate) truncated: bool,
 }
@@ -53,20 +53,21 @@ impl Listener {
     /// `others`: users other than this process's may connect too.
     pub(crate) fn bind(path: &Path, others: bool) -> nix::Result<Self> {
         let fd = new_socket(SockFlag::SOCK_NONBLOCK)?;
-        bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        bind(fd.as_fd().as_raw_fd(), &UnixAddr::new(path)?)?;
         // Whatever the umask made of it; nobody can connect before `listen`.
         let mode = Mode::from_bits_truncate(if others { 0o666 } else { 0o600 });
         fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink)?;
         listen(&fd, Backlog::new(128)?)?;
-        Ok(Self(NoForkFd::new(fd)))
+        Ok(Self(fd))
     }
 
     /// The next connection, `None` while there is none.
     pub(crate) fn accept(&self) -> nix::Result<Option<SeqPacket>> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let mut making = fork::making();
         match accept4(self.as_fd().as_raw_fd(), flags) {
             // SAFETY: accept4 made the descriptor for us just now.
-            Ok(raw) => Ok(Some(SeqPacket(NoForkFd::new(unsafe { OwnedFd::from_raw_fd(raw) })))),
+            Ok(raw) => Ok(Some(SeqPacket(making.keep(unsafe { OwnedFd::from_raw_fd(raw) })))),
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => Ok(None),
             Err(errno) => Err(errno),
         }
@@ -90,7 +91,7 @@ impl SeqPacket {
         let micros = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX).max(1);
         setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(micros / 1_000_000, micros % 1_000_000))?;
         let address = UnixAddr::new(path)?;
-        while let Err(errno) = connect(fd.as_raw_fd(), &address) {
+        while let Err(errno) = connect(fd.as_fd().as_raw_fd(), &address) {
             if errno != Errno::EINTR {
                 return Err(errno);
             }
@@ -98,7 +99,7 @@ impl SeqPacket {
         // From here on nothing blocks.
         let flags = nix::fcntl::OFlag::O_NONBLOCK;
         nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags))?;
-        Ok(Self(NoForkFd::new(fd)))
+        Ok(Self(fd))
     }
 
     pub(crate) fn peer(&self) -> nix::Result<Credentials> {
@@ -132,6 +133,7 @@ impl SeqPacket {
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = CONTROL_BYTES;
         let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC;
+        let mut making = fork::making();
         let len = loop {
             // SAFETY: `header` names `buffer` and `control`, both live and writable for the lengths given.
             match Errno::result(unsafe { libc::recvmsg(self.as_fd().as_raw_fd(), &raw mut header, flags) }) {
@@ -142,7 +144,7 @@ impl SeqPacket {
                 other => break usize::try_from(other?).unwrap_or(0),
             }
         };
-        let fds = take_descriptors(&header);
+        let fds = take_descriptors(&header).into_iter().map(|fd| making.keep(fd)).collect();
         let lost = header.msg_flags & libc::MSG_CTRUNC != 0;
         Ok(Some(Packet { len, fds, truncated: lost || len > room }))
     }
@@ -218,6 +220,8 @@ const CONTROL_BYTES: usize = 16 + 256 * size_of::<RawFd>();
 #[repr(align(8))]
 struct ControlBuffer([u8; CONTROL_BYTES]);
 
-fn new_socket(flags: SockFlag) -> nix::Result<OwnedFd> {
-    socket(AddressFamily::Unix, SockType::SeqPacket, flags | SockFlag::SOCK_CLOEXEC, None)
+fn new_socket(flags: SockFlag) -> nix::Result<NoForkFd> {
+    let mut making = fork::making();
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags | SockFlag::SOCK_CLOEXEC, None)?;
+    Ok(making.keep(fd))
 }

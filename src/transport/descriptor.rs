@@ -73,15 +73,13 @@ impl Descriptor {
     pub(crate) fn from_words(payload: Payload) -> Result<Self, PeerMisbehaved> {
         let [head, a, b, c, d, e, f] = payload;
         match head & 0xFF {
-            MESSAGE => {
-                Ok(Self::Message(Envelope {
-                    id: a,
-                    in_reply_to: (b != 0).then_some(b),
-                    handle: Handle::from_words([c, d]).ok_or(PeerMisbehaved::NoHandle)?,
-                    segments: (head >> 16) as u16,
-                    returned: Handle::from_words([e, f]),
-                }))
-            }
+            MESSAGE => Ok(Self::Message(Envelope {
+                id: a,
+                in_reply_to: (b != 0).then_some(b),
+                handle: Handle::from_words([c, d]).ok_or(PeerMisbehaved::NoHandle)?,
+                segments: (head >> 16) as u16,
+                returned: Handle::from_words([e, f]),
+            })),
             RETURNED => Ok(Self::Returns([[a, b], [c, d], [e, f]].map(Handle::from_words))),
             kind => Err(PeerMisbehaved::UnknownSlotKind(kind as u8)),
         }

@@ -7,7 +7,6 @@ use super::inbox::{Found, Inbox};
 use super::link::Link;
 use super::port::Port;
 use crate::ring::{Consumer, Full, Producer, area};
-use crate::sys::fork;
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
@@ -207,7 +206,7 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        if self.port.core().fork() == fork::generation() {
+        if !self.port.core().is_forked() {
             self.port.retire_inbox();
             self.port.core().closed_here(self.port.number());
         }

@@ -164,6 +164,9 @@ impl Core {
 
     /// Ends the session from this side. What was sent may still be received by the peer.
     pub(crate) fn close(&self) {
+        if self.is_forked() {
+            return;
+        }
         self.end(Ended::Closed);
         self.say_goodbye();
     }
@@ -310,17 +313,18 @@ impl Core {
 
     // What everyone may ask.
 
-    #[inline]
-    pub(super) fn fork(&self) -> u32 {
-        self.fork
-    }
-
     pub(super) fn token(&self) -> u64 {
         self.token
     }
 
     pub(crate) fn ended(&self) -> Option<Ended> {
-        self.ended.get().copied()
+        if self.is_forked() { Some(Ended::ForkedProcess) } else { self.ended.get().copied() }
+    }
+
+    /// Whether this process is a fork of the one that has the session.
+    #[inline]
+    pub(crate) fn is_forked(&self) -> bool {
+        self.fork != fork::generation()
     }
 
     pub(crate) fn peer_name(&self) -> &str {
@@ -357,7 +361,7 @@ impl AsFd for Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        if self.fork == fork::generation() {
+        if !self.is_forked() {
             watch::forget(self.token);
         }
     }
@@ -431,7 +435,7 @@ impl Link {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.core.fork != fork::generation() {
+        if self.core.is_forked() {
             return;
         }
         // Nobody here reads the peer's memory any more: it may have everything back. What it still reads of ours stays

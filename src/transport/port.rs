@@ -8,7 +8,6 @@ use super::link::{Core, Link};
 use crate::shm::handle::Handle;
 use crate::shm::view::{Home, View};
 use crate::sys::brief::Brief;
-use crate::sys::fork;
 use crate::sys::futex::Bell;
 use crate::sys::misbehaved::PeerMisbehaved;
 use std::collections::VecDeque;
@@ -78,23 +77,19 @@ impl Port {
 
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
-        // Partner: `end`. A forked child reads its own copy of `generation`.
-        self.state.load(Ordering::Acquire) == 0 && fork::generation() == self.core().fork()
+        // Partner: `end`.
+        self.state.load(Ordering::Acquire) == 0 && !self.core().is_forked()
     }
 
     #[inline]
     pub(super) fn is_over(&self) -> bool {
         // Partner: `end`.
-        self.state.load(Ordering::Acquire) == OVER || fork::generation() != self.core().fork()
+        self.state.load(Ordering::Acquire) == OVER || self.core().is_forked()
     }
 
     /// What to report once it is not open.
     pub(crate) fn error(&self) -> EndedError {
-        let cause = if fork::generation() != self.core().fork() {
-            Ended::ForkedProcess
-        } else {
-            self.core().ended().unwrap_or(Ended::ChannelClosed)
-        };
+        let cause = self.core().ended().unwrap_or(Ended::ChannelClosed);
         EndedError { peer: self.core().peer_name().to_owned(), channel: self.name.clone(), cause }
     }
 
@@ -186,7 +181,7 @@ impl Home for Port {
 
     fn owe(&self, handle: Handle) {
         // In a forked child the books are a copy, and their lock may have been held by a thread that is not here.
-        if fork::generation() == self.core().fork() {
+        if !self.core().is_forked() {
             let mut owed = self.owed.lock();
             owed.handles.push_back(handle);
             self.count(&owed);

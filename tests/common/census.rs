@@ -25,7 +25,11 @@ impl Census {
 
     /// Waits until everything counted is as before: the watcher thread leaves a moment after the last session.
     pub fn must_return(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        self.must_return_within(PATIENCE);
+    }
+
+    pub fn must_return_within(&self, time: Duration) {
+        let deadline = Instant::now() + time;
         loop {
             let now = Self::take();
             if now == *self {

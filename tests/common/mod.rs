@@ -43,7 +43,7 @@ impl Case {
     }
 }
 
-const AS_CASE: &str = "--strait-case";
+pub(crate) const AS_CASE: &str = "--strait-case";
 pub(crate) const AS_ROLE: &str = "--strait-role";
 
 /// The `main` of a suite: itself a case or a role if told so, else the runner of all cases.

@@ -66,6 +66,11 @@ impl Peer {
 
     pub fn kill(mut self) {
         self.child.kill().expect("kill");
+        self.wait_killed();
+    }
+
+    /// Waits until somebody has killed it.
+    pub fn wait_killed(mut self) {
         assert_eq!(self.child.wait().expect("wait").signal(), Some(9), "it was dead before");
     }
 }
