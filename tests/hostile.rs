@@ -142,7 +142,7 @@ fn handles() {
 
 fn no_handle() {
     let mut scene = Scene::new("snapshot");
-    scene.breach("no handle", out_of_range(MESSAGES, 0), |raw| {
+    scene.breach("no handle", PeerMisbehaved::NoHandle, |raw| {
         let payload = raw.lane.message(1, handle(ARENA, MESSAGES, 0, 1));
         raw.lane.put(payload);
     });

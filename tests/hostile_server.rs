@@ -311,9 +311,9 @@ type Answer = (fn(u32) -> Frame, PeerMisbehaved);
 fn channels() {
     // A wish that a server may have: a client serves nothing.
     let (peer, raw, _place) = Visit::new("-").welcome();
-    assert!(raw.socket.say(&Frame::open(2, "main", schema(), area(1))));
+    assert!(raw.socket.say(&Frame::open(16, "main", schema(), area(1))));
     let (refused, _) = raw.socket.recv().expect("an answer");
-    assert_eq!((refused.u32_at(0), refused.u32_at(4), refused.u32_at(8)), (3, 2, 1));
+    assert_eq!((refused.u32_at(0), refused.u32_at(4), refused.u32_at(8)), (3, 16, 1));
     drop((peer, raw));
     let words = BYTES as u64 / 8;
     let outside = PeerMisbehaved::HandleOutOfRange { offset: words, len: 48 + 64, arena_words: words };

@@ -70,7 +70,7 @@ impl Desk {
         let parity = u32::from(side == Side::Client);
         // Past every number the log-in can have given out.
         let next = parity + 2 * CHANNELS_MAX as u32;
-        let theirs = 2 * CHANNELS_MAX as u32;
+        let theirs = LOGIN_NUMBERS[CHANNELS_MAX - 1];
         let state = State { next, theirs, incoming: opened.into(), ..State::default() };
         Arc::new(Self { serves, channels_max, slots, parity, state: Mutex::new(state), changed: Condvar::new() })
     }
