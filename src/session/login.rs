@@ -373,6 +373,14 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_endian = "little")]
+    fn the_document_has_the_text_of_the_layout() {
+        let document = include_str!("../../docs/protocol.md");
+        let text = document.lines().find(|line| line.starts_with("slot: ")).unwrap();
+        assert_eq!(fnv(0xcbf2_9ce4_8422_2325, text.as_bytes()), VERSION.layout);
+    }
+
+    #[test]
     fn another_version_is_read_as_far_as_its_version() {
         for theirs in [
             Version { layout: 1, ..VERSION },

@@ -184,6 +184,11 @@ impl Core {
     /// Sends a frame, or keeps it until the socket takes it.
     pub(crate) fn send(&self, control: &Control) {
         let mut outgoing = self.outgoing.lock();
+        // After a goodbye only returns are news. Looked at under the lock that orders frames.
+        let news = matches!(control, Control::Goodbye(_) | Control::Returns(_));
+        if !news && self.said_goodbye.load(Ordering::Relaxed) {
+            return;
+        }
         outgoing.push_back(control.to_bytes());
         let waiting = outgoing.len();
         let flushed = self.flush(&mut outgoing);
