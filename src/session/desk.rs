@@ -28,6 +28,8 @@ pub(super) struct Desk {
     slots: u32,
     /// What numbers this side gives out: the client odd ones, the server even ones.
     parity: u32,
+    /// Held by whoever is asking. Taken before `state`, never after it.
+    asking: Mutex<()>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -72,7 +74,15 @@ impl Desk {
         let next = parity + 2 * CHANNELS_MAX as u32;
         let theirs = LOGIN_NUMBERS[CHANNELS_MAX - 1];
         let state = State { next, theirs, incoming: opened.into(), ..State::default() };
-        Arc::new(Self { serves, channels_max, slots, parity, state: Mutex::new(state), changed: Condvar::new() })
+        Arc::new(Self {
+            serves,
+            channels_max,
+            slots,
+            parity,
+            asking: Mutex::default(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        })
     }
 
     pub(super) fn slots(&self) -> u32 {
@@ -83,12 +93,18 @@ impl Desk {
         core.channel_count() < self.channels_max
     }
 
-    /// A number for a channel that this side wants to open.
-    pub(super) fn ask(&self) -> u32 {
-        let mut state = self.state.lock();
-        let number = state.next;
-        state.next = state.next.wrapping_add(2);
-        state.opening.insert(number, Opening::Asked);
+    /// Asks the peer for a channel, under a number of its own.
+    pub(super) fn ask(&self, send: impl FnOnce(u32)) -> u32 {
+        // Numbers must rise in the order in which they are sent.
+        let _turn = self.asking.lock();
+        let number = {
+            let mut state = self.state.lock();
+            let number = state.next;
+            state.next = state.next.wrapping_add(2);
+            state.opening.insert(number, Opening::Asked);
+            number
+        };
+        send(number);
         number
     }
 

@@ -90,10 +90,11 @@ impl Session {
             return Err(ChannelError::TooMany);
         }
         let (own, area) = cut_area(core.arena(), self.desk.slots()).map_err(|_| ChannelError::NoMemory)?;
-        let number = self.desk.ask();
-        // The number is new, so this cannot be refused.
-        core.add_channel(number, own.clone()).map_err(|_| ChannelError::TooMany)?;
-        core.send(&Control::OpenChannel { number, schema: spec.schema, area, name: spec.name.clone() });
+        let number = self.desk.ask(|number| {
+            // The number is new, so this is not refused.
+            let _ = core.add_channel(number, own.clone());
+            core.send(&Control::OpenChannel { number, schema: spec.schema, area, name: spec.name.clone() });
+        });
         let answer = self.desk.answer(number, Instant::now().checked_add(timeout));
         match answer {
             None => Err(if core.ended().is_some() { self.ended() } else { ChannelError::TimedOut }),
