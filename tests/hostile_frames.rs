@@ -226,7 +226,7 @@ fn random_frames() {
         let orderly = [Ended::PeerClosed, Ended::Accused, Ended::ChannelClosed].map(|end| format!("raw: {end:?}"));
         assert!(line.starts_with("raw: PeerMisbehaved(") || orderly.contains(&line), "{line} for {:?}", frame.0);
         let last = raw.socket.rest().last().map(|frame| frame.u32_at(0));
-        assert_eq!(last, Some(6), "a goodbye");
+        assert_eq!(last, Some(6), "a goodbye after {line} for {:?}", frame.0);
         assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
     }
     scene.end();

@@ -55,14 +55,22 @@ pub(crate) struct Core {
     token: u64,
     fork: u32,
     ended: OnceLock<Ended>,
-    said_goodbye: AtomicBool,
-    parting: AtomicBool,
     channels: Mutex<HashMap<u32, Entry>>,
     loans: Loans,
-    outgoing: Mutex<VecDeque<[u8; FRAME]>>,
+    outgoing: Mutex<Outgoing>,
     /// Owed for channels that are gone.
     orphans: Mutex<Vec<Handle>>,
     armed: AtomicBool,
+}
+
+/// What is on its way to the socket.
+#[derive(Default)]
+struct Outgoing {
+    frames: VecDeque<[u8; FRAME]>,
+    /// Only returns may follow.
+    said_goodbye: bool,
+    /// Once all is sent, the peer is to see the end of the socket.
+    parting: bool,
 }
 
 /// A channel as the link knows it. Its memory stays until neither side looks at it.
@@ -171,26 +179,23 @@ impl Core {
         self.say_goodbye();
     }
 
-    /// Says once why it ended: by the cause that stands, whoever is first to say so.
+    /// Says once why it ended: by the cause that stands, whoever is first to say so. Whoever comes second finds it sent.
     fn say_goodbye(&self) {
-        if !self.said_goodbye.swap(true, Ordering::Relaxed) {
-            self.send(&Control::Goodbye(match self.ended() {
-                Some(Ended::PeerMisbehaved(_)) => Farewell::PeerMisbehaved,
-                _ => Farewell::Closed,
-            }));
-        }
+        self.send(&Control::Goodbye(match self.ended() {
+            Some(Ended::PeerMisbehaved(_)) => Farewell::PeerMisbehaved,
+            _ => Farewell::Closed,
+        }));
     }
 
     /// Sends a frame, or keeps it until the socket takes it.
     pub(crate) fn send(&self, control: &Control) {
         let mut outgoing = self.outgoing.lock();
-        // After a goodbye only returns are news. Looked at under the lock that orders frames.
-        let news = matches!(control, Control::Goodbye(_) | Control::Returns(_));
-        if !news && self.said_goodbye.load(Ordering::Relaxed) {
+        if outgoing.said_goodbye && !matches!(control, Control::Returns(_)) {
             return;
         }
-        outgoing.push_back(control.to_bytes());
-        let waiting = outgoing.len();
+        outgoing.said_goodbye |= matches!(control, Control::Goodbye(_));
+        outgoing.frames.push_back(control.to_bytes());
+        let waiting = outgoing.frames.len();
         let flushed = self.flush(&mut outgoing);
         drop(outgoing);
         if !flushed && waiting > OUTGOING_MAX {
@@ -202,23 +207,26 @@ impl Core {
 
     /// The users of this side are gone: once all is sent, the peer sees the end of the socket.
     pub(super) fn stop_sending(&self) {
-        self.parting.store(true, Ordering::Relaxed);
-        if !self.flush(&mut self.outgoing.lock()) {
+        let mut outgoing = self.outgoing.lock();
+        outgoing.parting = true;
+        let flushed = self.flush(&mut outgoing);
+        drop(outgoing);
+        if !flushed {
             self.arm();
         }
     }
 
-    fn flush(&self, outgoing: &mut VecDeque<[u8; FRAME]>) -> bool {
-        while let Some(frame) = outgoing.front() {
+    fn flush(&self, outgoing: &mut Outgoing) -> bool {
+        let frames = &mut outgoing.frames;
+        while let Some(frame) = frames.front() {
             match self.parts.socket.send(frame, &[]) {
                 Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return false,
                 // The peer is gone, which the watcher learns from the socket itself.
-                Err(_) => outgoing.clear(),
-                Ok(()) => drop(outgoing.pop_front()),
+                Err(_) => frames.clear(),
+                Ok(()) => drop(frames.pop_front()),
             }
         }
-        // Set before a flush that the same lock guards.
-        if self.parting.load(Ordering::Relaxed) {
+        if outgoing.parting {
             self.parts.socket.stop_sending();
         }
         true
@@ -399,8 +407,6 @@ impl Link {
             token: watch::new_token(),
             fork: fork::generation(),
             ended: OnceLock::new(),
-            said_goodbye: AtomicBool::new(false),
-            parting: AtomicBool::new(false),
             channels: Mutex::new(channels),
             loans,
             outgoing: Mutex::default(),
