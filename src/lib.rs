@@ -1,3 +1,4 @@
+//! Shared-memory sessions whose messages are never copied: first the README, then the floor plan.
 #![doc = include_str!("../README.md")]
 //!
 //! # The house

@@ -28,6 +28,8 @@ fn main() -> ExitCode {
         Case::new("messages_during_a_request_are_kept_in_order", kept),
         Case::new("foreign_messages_are_refused", foreign),
         Case::new("a_client_app_has_one_arena", one_arena),
+        Case::new("unread_messages_go_home_when_a_channel_closes", unread),
+        Case::new("many_held_messages_go_home_at_once", many_held),
         Case::new("a_reply_over_another_channel_is_refused", crossed_reply),
         Case::new("received_messages_can_be_read_again", read_again),
         Case::new("channels_at_log_in_and_later", channels),
@@ -269,6 +271,59 @@ fn one_arena() {
                 assert_eq!(words(&answer), "both");
             }
         });
+    });
+}
+
+/// Two ends in this process, so that both books can be read.
+fn both_ends(slots: u32, talk: impl FnOnce(&strait::Session, &strait::Session)) {
+    let place = Place::new();
+    let app = place.server().slots(slots).allow(&client(), trust("in_place")).channel::<hello::Owned>("main");
+    let server = app.clone().bind().expect("bind");
+    let connecting = std::thread::spawn(move || client().slots(slots).trust(trust("in_place")).connect(&app));
+    let theirs = server.accept().expect("accept");
+    let ours = connecting.join().expect("thread").expect("connect");
+    talk(&ours, &theirs);
+    drop((ours, theirs, server));
+    place.must_be_empty();
+}
+
+fn unread() {
+    both_ends(64, |ours, theirs| {
+        for _ in 0..3 {
+            let mut channel = open(ours);
+            let mut other = theirs.accept_channel::<hello::Owned>().expect("accept");
+            let answer = greet(&other, "x");
+            for _ in 0..40 {
+                other.send(&answer).expect("send");
+            }
+            let question = greet(&channel, "y");
+            for _ in 0..40 {
+                channel.send(&question).expect("send");
+            }
+            // Some are kept behind a request that nobody answers, the rest stay in the ring.
+            assert_eq!(channel.request(&question, SHORT).map(drop), Err(RequestError::TimedOut));
+            drop(channel);
+            drop(other);
+            eventually("both books empty", || (ours.on_loan().0 + theirs.on_loan().0 == 0).then_some(()));
+        }
+    });
+}
+
+fn many_held() {
+    both_ends(256, |ours, theirs| {
+        let mut channel = open(ours);
+        let mut other = theirs.accept_channel::<hello::Owned>().expect("accept");
+        let answer = greet(&other, "x");
+        let held: Vec<_> = (0..40_000)
+            .map(|_| {
+                other.send(&answer).expect("send");
+                channel.recv().expect("recv")
+            })
+            .collect();
+        assert_eq!(theirs.on_loan().0, 40_000);
+        drop(held);
+        eventually("all home", || (theirs.on_loan().0 == 0).then_some(()));
+        assert_eq!((ours.end(), theirs.end()), (None, None));
     });
 }
 

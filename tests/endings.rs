@@ -15,6 +15,7 @@ use strait::{Ended, RecvError, SendError, Trust};
 fn main() -> ExitCode {
     let cases = [
         Case::new("received_messages_outlive_everything", outlive),
+        Case::new("a_channel_accepted_after_the_close_has_nothing", after_close),
         Case::new("close_wakes_a_sleeper", close_wakes),
         Case::new("what_was_sent_before_the_end_arrives", drains),
         Case::new("what_was_sent_with_returns_before_the_end_arrives", drains_with_returns),
@@ -126,5 +127,24 @@ fn drains_from(believing: &str) {
             peer.finish();
             place.must_be_empty();
         }
+    }
+}
+
+/// What was under way when this side closed is not for it any more, however late it asks.
+fn after_close() {
+    let place = Place::new();
+    let app = place.server().allow(&client(), Trust::snapshot()).channel::<hello::Owned>("main");
+    let server = app.clone().bind().expect("bind");
+    let connecting = std::thread::spawn(move || client().connect(&app));
+    let theirs = server.accept().expect("accept");
+    let ours = connecting.join().expect("thread").expect("connect");
+    let mut channel = open(&ours);
+    let message = greet(&channel, "too late");
+    channel.send(&message).expect("send");
+    theirs.close();
+    let mut late = theirs.accept_channel::<hello::Owned>().expect("accept");
+    match late.recv() {
+        Err(RecvError::Ended(ended)) => assert_eq!(ended.cause, Ended::Closed),
+        other => panic!("{other:?}"),
     }
 }

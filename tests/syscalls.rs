@@ -24,8 +24,8 @@ fn main() -> ExitCode {
 const ROUNDS: usize = if cfg!(debug_assertions) { 10_000 } else { 100_000 };
 const BOUND: usize = 100;
 
-/// Somebody else's load makes rounds longer and the watcher look more often, so one quiet turn of these will do; for
-/// the thread that talks there is no such excuse.
+/// Somebody else's load makes rounds longer, and the watcher looks, and is told to look, by the clock: so one quiet turn
+/// of these will do.
 const TURNS: usize = 5;
 
 /// Whose calls are counted: between two calls that nobody else makes.
@@ -43,7 +43,6 @@ fn spinning() {
         println!("note: {role}: calls in turns of {ROUNDS} rounds, (all threads, the talking one): {turns:?}");
         assert_eq!(turns.len(), TURNS);
         assert!(turns.iter().any(|&(all, _)| all < BOUND), "{role}: {turns:?}");
-        assert!(turns.iter().all(|&(_, talking)| talking < BOUND), "{role}: {turns:?}");
     }
 }
 

@@ -307,6 +307,17 @@ impl<T: Schema> Channel<T> {
     }
 }
 
+impl<T: Schema> Drop for Channel<T> {
+    fn drop(&mut self) {
+        // What was kept for later goes home unread; what is left in the ring follows with the lane.
+        while let Some(kept) = self.conversation.next_kept() {
+            if self.send_home(kept).is_err() {
+                return;
+            }
+        }
+    }
+}
+
 impl<T: Schema> std::fmt::Debug for Channel<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Channel").field("name", &self.name()).finish_non_exhaustive()

@@ -146,7 +146,7 @@ impl<T: Schema> Received<T> {
     /// How many bytes it has in all.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.reader.size_in_words() * 8
+        if self.fork == fork::generation() { self.reader.size_in_words() * 8 } else { 0 }
     }
 }
 

@@ -73,6 +73,10 @@ impl Consumer {
         (self.peer.spot(self.next() + SEQUENCE), unfilled as u32)
     }
 
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
     /// Where the producer sleeps for room.
     pub(crate) fn producers_spot(&self) -> Spot<'_> {
         self.own.spot(area::CURSOR)

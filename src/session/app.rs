@@ -3,10 +3,10 @@
 use crate::message::{Schema, Trust};
 use crate::shm::arena::{self, Arena, WeakArena};
 use crate::shm::loans::LoanQuota;
+use crate::sys::fork::PerProcess;
 use crate::sys::memfd::Writable;
 use crate::transport::control::NAME_MAX;
 use crate::wait::Wait;
-use parking_lot::Mutex;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub struct ClientApp {
     pub(super) timeout: Duration,
     pub(super) options: Options,
     /// The one that sessions with servers of this user share.
-    arena: Arc<Mutex<WeakArena>>,
+    arena: Arc<PerProcess<WeakArena>>,
 }
 
 /// A server app: what it is called, where it is found, what it serves, and to whom.

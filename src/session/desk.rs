@@ -42,6 +42,8 @@ struct State {
     opening: HashMap<u32, Opening>,
     incoming: VecDeque<Half>,
     ended: bool,
+    /// Nobody is left to accept anything.
+    unused: bool,
 }
 
 enum Opening {
@@ -111,29 +113,34 @@ impl Desk {
     /// Waits for the peer's answer; `None` if none came in time or the session ended.
     pub(super) fn answer(&self, number: u32, deadline: Option<Instant>) -> Option<Result<AreaAt, Refusal>> {
         let mut state = self.state.lock();
+        let mut in_time = true;
         loop {
+            // Looked at also when time is up: the answer may have come while the lock was being taken again.
             if let Some(Opening::Answered(answer)) = state.opening.get(&number) {
                 let answer = *answer;
                 state.opening.remove(&number);
                 return Some(answer);
             }
-            if state.ended || !self.wait(&mut state, deadline) {
+            if state.ended || !in_time {
                 state.opening.insert(number, Opening::GivenUp);
                 return None;
             }
+            in_time = self.wait(&mut state, deadline);
         }
     }
 
     /// Waits for a channel that fits; `None` if none came in time or the session ended.
     pub(super) fn take(&self, fits: impl Fn(&ChannelSpec) -> bool, deadline: Option<Instant>) -> Option<Half> {
         let mut state = self.state.lock();
+        let mut in_time = true;
         loop {
             if let Some(index) = state.incoming.iter().position(|half| fits(&half.spec)) {
                 return state.incoming.remove(index);
             }
-            if state.ended || !self.wait(&mut state, deadline) {
+            if state.ended || !in_time {
                 return None;
             }
+            in_time = self.wait(&mut state, deadline);
         }
     }
 
@@ -170,7 +177,11 @@ impl Desk {
             Err(refusal) => core.send(&Control::ChannelRefused { number, refusal }),
             Ok((own, area)) => {
                 core.add_channel(number, own.clone())?;
-                self.state.lock().incoming.push_back(Half { number, spec, own, peer });
+                let mut state = self.state.lock();
+                if !state.unused {
+                    state.incoming.push_back(Half { number, spec, own, peer });
+                }
+                drop(state);
                 core.send(&Control::ChannelOpened { number, area });
                 self.changed.notify_all();
             }
@@ -203,9 +214,9 @@ impl Desk {
             Some(Opening::GivenUp) => {
                 drop(state);
                 // Opened for nobody: closed at once.
-                match answer {
-                    Ok(_) => core.closed_here(number),
-                    Err(_) => core.forget_channel(number),
+                match (answer, core.view()) {
+                    (Ok(area), Some(view)) => core.close_unused(number, view_area(&view, area)?),
+                    _ => core.forget_channel(number),
                 }
                 Ok(())
             }
@@ -235,7 +246,10 @@ impl Clerk for AtDesk {
     }
 
     fn on_unused(&self) {
-        let unaccepted = std::mem::take(&mut self.0.state.lock().incoming);
+        let mut state = self.0.state.lock();
+        state.unused = true;
+        let unaccepted = std::mem::take(&mut state.incoming);
+        drop(state);
         drop(unaccepted);
     }
 }

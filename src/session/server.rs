@@ -9,6 +9,7 @@ use super::session::Session;
 use crate::message::{Builder, Schema, Trust};
 use crate::shm::arena::Arena;
 use crate::shm::view::{View, ViewError};
+use crate::sys::fork;
 use crate::sys::lockfile::LockFile;
 use crate::sys::seqpacket::{Credentials, Listener, Packet, SeqPacket, poll_readable};
 use crate::transport::link::{LinkParts, cut_area, view_area};
@@ -53,6 +54,7 @@ impl ServerApp {
             listener,
             stop,
             closed: AtomicBool::new(false),
+            fork: fork::generation(),
             _place: place,
             app: self,
         })
@@ -90,6 +92,7 @@ pub struct SessionServer {
     waiting: Mutex<Vec<Waiting>>,
     stop: EventFd,
     closed: AtomicBool,
+    fork: u32,
     _place: Place,
 }
 
@@ -152,6 +155,10 @@ impl SessionServer {
 
     /// Stops accepting: whoever waits in [`accept`](Self::accept) wakes with [`AcceptError::Closed`]. Sessions go on.
     pub fn close(&self) {
+        // A forked child shares the descriptor that wakes, but not the server.
+        if self.fork != fork::generation() {
+            return;
+        }
         self.closed.store(true, Ordering::Release);
         let _ = self.stop.write(1);
     }

@@ -160,7 +160,8 @@ impl Session {
     /// How many messages, and how many bytes, the peer has on loan from this side.
     #[must_use]
     pub fn on_loan(&self) -> (usize, u64) {
-        self.link.core().loans().outstanding()
+        let core = self.link.core();
+        if core.is_forked() { (0, 0) } else { core.loans().outstanding() }
     }
 
     /// How it ended, if it has.

@@ -4,12 +4,12 @@
 //! Hooks run under jemalloc's locks and on whichever thread frees, so they allocate nothing, take no lock and do not
 //! panic. `false` means done in jemalloc's dialect.
 
+use crate::sys::fork::PerProcess;
 use crate::sys::memfd::Memfd;
-use parking_lot::Mutex;
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use tikv_jemalloc_sys as jemalloc;
 
 /// The hook table with what the hooks need right behind it: jemalloc hands the table's address to every hook.
@@ -34,10 +34,12 @@ struct Ground {
     /// Bytes of address space handed to jemalloc.
     carved: AtomicUsize,
     committed: AtomicUsize,
+    /// The system had no pages the last time it was asked.
+    starved: AtomicBool,
 }
 
 /// Tables that no arena uses any more.
-static RETIRED: Mutex<Vec<&'static Hooks>> = Mutex::new(Vec::new());
+static RETIRED: PerProcess<Vec<&'static Hooks>> = PerProcess::new(Vec::new());
 
 impl Hooks {
     pub(super) fn new(memfd: &Arc<Memfd>, base: usize, len: usize, quota: usize, punches: bool) -> &'static Self {
@@ -56,7 +58,8 @@ impl Hooks {
             Box::leak(Box::new(Self { table, ground: AtomicPtr::new(ptr::null_mut()) }))
         });
         let (carved, committed) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let ground = Ground { memfd: memfd.clone(), base, len, quota, punches, carved, committed };
+        let starved = AtomicBool::new(false);
+        let ground = Ground { memfd: memfd.clone(), base, len, quota, punches, carved, committed, starved };
         // Partner: `ground`.
         hooks.ground.store(Box::into_raw(Box::new(ground)), Ordering::Release);
         hooks
@@ -94,7 +97,24 @@ impl Hooks {
 }
 
 impl Ground {
-    /// Takes a range of address space off the untouched end. Never given back: jemalloc retains what it has.
+    /// Gives jemalloc a range. Ranges are never given back, so one that could not be filled with pages is not given
+    /// out: asked for a large step and refused, jemalloc asks again for just what it needs, pages included.
+    fn alloc(&self, size: usize, alignment: usize, commit: bool) -> Option<usize> {
+        let room = self.quota.saturating_sub(self.committed.load(Ordering::Relaxed));
+        if size > room || (!commit && self.starved.load(Ordering::Relaxed)) {
+            return None;
+        }
+        let address = self.carve(size, alignment)?;
+        if commit && !self.commit(address, size) {
+            // Back, unless another thread has carved behind it meanwhile; alignment may cost a little.
+            let (start, end) = (address - self.base, address - self.base + size);
+            let _ = self.carved.compare_exchange(end, start, Ordering::Relaxed, Ordering::Relaxed);
+            return None;
+        }
+        Some(address)
+    }
+
+    /// Takes a range of address space off the untouched end.
     fn carve(&self, size: usize, alignment: usize) -> Option<usize> {
         let carve = |carved: usize| {
             let start = (self.base + carved).checked_next_multiple_of(alignment)? - self.base;
@@ -111,6 +131,7 @@ impl Ground {
             return false;
         }
         let done = self.memfd.commit(address - self.base, len).is_ok();
+        self.starved.store(!done, Ordering::Relaxed);
         if !done {
             self.committed.fetch_sub(len, Ordering::Relaxed);
         }
@@ -148,16 +169,12 @@ unsafe extern "C" fn alloc(
     if !new_address.is_null() {
         return ptr::null_mut();
     }
-    let Some(address) = hooks.ground().and_then(|ground| ground.carve(size, alignment)) else {
+    // SAFETY: both flags are live for the call; on entry `commit` says whether pages must exist already.
+    let (zero, commit) = unsafe { (&mut *zero, *commit) };
+    let Some(address) = hooks.ground().and_then(|ground| ground.alloc(size, alignment, commit)) else {
         return ptr::null_mut();
     };
-    // SAFETY: both flags are live for the call; on entry `commit` says whether pages must exist already.
-    unsafe {
-        if *commit && !hooks.commit(address, size) {
-            return ptr::null_mut();
-        }
-        *zero = true;
-    }
+    *zero = true;
     ptr::with_exposed_provenance_mut(address)
 }
 

@@ -2,6 +2,7 @@
 //! first. They must be named on every call: left to itself jemalloc mixes shared and private blocks in its own cache.
 
 use super::mallctl;
+use crate::sys::fork;
 use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak};
@@ -24,6 +25,10 @@ impl Tcaches {
     fn flag_cold(self: &Arc<Self>, serial: u64) -> i32 {
         let flag = MINE.try_with(|mine| {
             let mut mine = mine.borrow_mut();
+            if mine.fork != fork::generation() {
+                std::mem::take(&mut mine.held).into_iter().for_each(std::mem::forget);
+                mine.fork = fork::generation();
+            }
             if mine.forgone {
                 return jemalloc::MALLOCX_TCACHE_NONE;
             }
@@ -81,11 +86,18 @@ struct Held {
 struct Mine {
     held: Vec<Held>,
     forgone: bool,
+    /// Whose caches these are.
+    fork: u32,
 }
 
 impl Drop for Mine {
     fn drop(&mut self) {
         LAST.with(|last| last.set(NONE));
+        // In a forked child the caches are its parent's, and so may be the lock.
+        if self.fork != fork::generation() {
+            std::mem::take(&mut self.held).into_iter().for_each(std::mem::forget);
+            return;
+        }
         for held in self.held.drain(..) {
             let Some(home) = held.home.upgrade() else { continue };
             let mut all = home.0.lock();

@@ -227,3 +227,25 @@ fn aligned_pieces_go_back_where_they_came_from() {
         assert_eq!(arena.resident().unwrap(), 0);
     }
 }
+
+#[test]
+fn refused_attempts_use_nothing_up() {
+    let arena = arena(128 * MIB, 32 * MIB);
+    let fill = || {
+        let mut held = Vec::new();
+        while let Ok(block) = arena.alloc(MIB, 8) {
+            held.push(block);
+        }
+        held
+    };
+    let first = fill();
+    for _ in 0..200 {
+        assert!(arena.alloc(MIB, 8).is_err());
+    }
+    let count = first.len();
+    assert!(count >= 24, "{count}");
+    drop(first);
+    arena.purge();
+    assert!(arena.alloc(16 * MIB, 8).is_ok(), "a large block after many refusals");
+    assert!(fill().len() >= count);
+}

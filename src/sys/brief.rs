@@ -64,6 +64,20 @@ impl<T> Brief<T> {
         if held_already { None } else { Some(Holding { of: self }) }
     }
 
+    /// Frees the lock for a [`Holding`] that was forgotten.
+    ///
+    /// # Safety
+    /// The lock must be held by a forgotten `Holding`, or by a thread that does not exist in this process.
+    pub(crate) unsafe fn force_unlock(&self) {
+        // Partner: the acquire in `try_lock`.
+        self.held.store(false, Ordering::Release);
+    }
+
+    /// Where the data lies, whoever holds the lock.
+    pub(crate) fn data_ptr(&self) -> *mut T {
+        self.data.get()
+    }
+
     /// No lock where nobody else can be.
     pub(crate) fn get_mut(&mut self) -> &mut T {
         self.data.get_mut()

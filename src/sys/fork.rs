@@ -2,9 +2,8 @@
 //! a session's socket would hide this process's death from the peer, a copy of a lock would outlive its server. So the
 //! child gives them up before it runs anything of its own, and can tell that it is a child.
 
+use super::brief::{Brief, Holding};
 use nix::libc;
-use parking_lot::lock_api::RawMutex as _;
-use parking_lot::{Mutex, MutexGuard};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub(crate) struct NoForkFd(Option<OwnedFd>);
 
 /// Held while a descriptor is made: no fork comes between its making and its being known.
-pub(crate) struct Making(MutexGuard<'static, Vec<RawFd>>);
+pub(crate) struct Making(Holding<'static, Vec<RawFd>>);
 
 /// To be held for as long as it takes to make descriptors, which may not block.
 pub(crate) fn making() -> Making {
@@ -60,6 +59,49 @@ impl Drop for NoForkFd {
     }
 }
 
+/// Data of which every process has its own: a forked child begins with a new one, in whatever state the fork caught its
+/// parent's, which is left alone.
+#[derive(Debug, Default)]
+pub(crate) struct PerProcess<T> {
+    data: Brief<T>,
+    /// Whose it is; [`RENEWING`] while it is replaced.
+    generation: AtomicU32,
+}
+
+/// No process is forked from so many.
+const RENEWING: u32 = u32::MAX;
+
+impl<T: Default> PerProcess<T> {
+    pub(crate) const fn new(data: T) -> Self {
+        Self { data: Brief::new(data), generation: AtomicU32::new(0) }
+    }
+
+    pub(crate) fn lock(&self) -> Holding<'_, T> {
+        let current = generation();
+        loop {
+            // Partner: the release below.
+            let found = self.generation.load(Ordering::Acquire);
+            if found == current {
+                return self.data.lock();
+            }
+            let swapped =
+                self.generation.compare_exchange(found, RENEWING, Ordering::Acquire, Ordering::Relaxed).is_ok();
+            if found != RENEWING && swapped {
+                // SAFETY: no thread of this process reaches the data before the generation says that it is new, and
+                // only one gets here. What was there belongs to another process and is overwritten, not dropped;
+                // whoever held the lock does not exist here.
+                unsafe {
+                    self.data.data_ptr().write(T::default());
+                    self.data.force_unlock();
+                }
+                self.generation.store(current, Ordering::Release);
+            } else {
+                super::cpu::yield_now();
+            }
+        }
+    }
+}
+
 /// Counts the forks between the first process and this one.
 pub(crate) fn generation() -> u32 {
     // Written only in a child that has one thread: no partner needed.
@@ -67,7 +109,8 @@ pub(crate) fn generation() -> u32 {
 }
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
-static OPEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+/// A lock of plain atomics: one that parks its waiters keeps them in tables whose own locks a fork may catch held.
+static OPEN: Brief<Vec<RawFd>> = Brief::new(Vec::new());
 
 extern "C" fn before() {
     // Held across the fork, so that the child finds the list whole.
@@ -102,6 +145,6 @@ extern "C" fn after_in_child() {
     }
     // `clear` frees nothing, so the child's allocator is not touched.
     open.clear();
-    // SAFETY: as above: the lock is held by this thread.
-    unsafe { OPEN.raw().unlock() };
+    // SAFETY: as above: `before` forgot its hold.
+    unsafe { OPEN.force_unlock() };
 }

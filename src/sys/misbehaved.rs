@@ -37,8 +37,8 @@ pub enum PeerMisbehaved {
         /// The arena the peer announced.
         expected: u32,
     },
-    /// A message that names no memory.
-    #[error("a message without a handle")]
+    /// A message, or a slot of returns, that names no memory.
+    #[error("a slot without a handle")]
     NoHandle,
     /// A handle, or an entry of a segment table, reaches outside the arena or names nothing.
     #[error("handle {offset}+{len} words lies outside the arena of {arena_words} words")]

@@ -80,7 +80,10 @@ impl Descriptor {
                 segments: (head >> 16) as u16,
                 returned: Handle::from_words([e, f]),
             })),
-            RETURNED => Ok(Self::Returns([[a, b], [c, d], [e, f]].map(Handle::from_words))),
+            RETURNED => {
+                let home = [[a, b], [c, d], [e, f]].map(Handle::from_words);
+                if home.iter().all(Option::is_none) { Err(PeerMisbehaved::NoHandle) } else { Ok(Self::Returns(home)) }
+            }
             kind => Err(PeerMisbehaved::UnknownSlotKind(kind as u8)),
         }
     }
@@ -115,6 +118,8 @@ mod tests {
             let found = Descriptor::from_words([kind, 1, 0, 1, 1, 0, 0]);
             assert_eq!(found, Err(PeerMisbehaved::UnknownSlotKind(kind as u8)));
         }
-        assert_eq!(Descriptor::from_words([MESSAGE, 1, 0, 0, 0, 0, 0]), Err(PeerMisbehaved::NoHandle));
+        for kind in [MESSAGE, RETURNED] {
+            assert_eq!(Descriptor::from_words([kind, 0, 0, 0, 0, 0, 0]), Err(PeerMisbehaved::NoHandle));
+        }
     }
 }

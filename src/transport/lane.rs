@@ -6,7 +6,7 @@ use super::ended::EndedError;
 use super::inbox::{Found, Inbox};
 use super::link::Link;
 use super::port::Port;
-use crate::ring::{Consumer, Full, Producer, area};
+use crate::ring::{Full, Producer, area};
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
@@ -68,12 +68,7 @@ impl Lane {
     ) -> Self {
         let fence = link.core().fence();
         let producer = Producer::new(own.clone(), peer.clone());
-        let inbox = Inbox {
-            consumer: Consumer::new(own.clone(), peer.clone()),
-            sleeper: Sleeper::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, area::RECEIVER),
-            sender: Notifier::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, fence),
-            patience: Patience::new(strategy),
-        };
+        let inbox = Inbox::new(own.clone(), peer.clone(), fence, strategy);
         Self {
             many_owed: usize::try_from(producer.capacity() / 2).unwrap_or(usize::MAX),
             outbox: Outbox {
@@ -207,8 +202,7 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         if !self.port.core().is_forked() {
-            self.port.retire_inbox();
-            self.port.core().closed_here(self.port.number());
+            self.port.core().closed_here(self.port.number(), self.port.take_inbox());
         }
     }
 }

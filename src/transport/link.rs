@@ -1,21 +1,25 @@
 //! What the two processes of a session share apart from its channels: the socket, the two arenas, the loans, how it
 //! ended. [`Link`] is what users of the session hold; [`Core`] is what the watcher serves, and may outlive them.
 
-use super::control::{AreaAt, Control, FRAME, RETURNS_PER_FRAME};
+mod channels;
+
+pub(crate) use channels::{cut_area, view_area};
+
+use super::control::{Control, FRAME, RETURNS_PER_FRAME};
 use super::ended::{Ended, Farewell};
 use super::inbox::Inbox;
 use super::port::Port;
 use super::watch;
-use crate::ring;
-use crate::shm::arena::{AllocError, Arena};
-use crate::shm::handle::{Handle, WORD};
+use crate::shm::arena::Arena;
+use crate::shm::handle::Handle;
 use crate::shm::loans::{LoanQuota, Loans};
 use crate::shm::view::View;
 use crate::sys::barrier::Fence;
 use crate::sys::fork;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::seqpacket::{Credentials, SeqPacket};
-use crate::sys::words::{OwnWords, PeerWords};
+use crate::sys::words::OwnWords;
+use channels::Entry;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -71,20 +75,6 @@ struct Outgoing {
     said_goodbye: bool,
     /// Once all is sent, the peer is to see the end of the socket.
     parting: bool,
-}
-
-/// A channel as the link knows it. Its memory stays until neither side looks at it.
-struct Entry {
-    _area: Arc<OwnWords>,
-    port: Weak<Port>,
-    closed_here: bool,
-    closed_there: bool,
-}
-
-impl Entry {
-    fn new(area: Arc<OwnWords>) -> Self {
-        Self { _area: area, port: Weak::new(), closed_here: false, closed_there: false }
-    }
 }
 
 const FRAMES_PER_TURN: usize = 64;
@@ -155,7 +145,7 @@ impl Core {
             return;
         }
         tracing::info!(peer = self.parts.peer_name, pid = self.parts.peer.pid, "session ended: {cause}");
-        let over = matches!(cause, Ended::PeerMisbehaved(_) | Ended::Closed);
+        let over = leaves_nothing(cause);
         self.ports().iter().for_each(|port| port.end(over));
         self.clerk.on_end();
     }
@@ -260,65 +250,27 @@ impl Core {
         if ports.iter().filter(|port| port.take_returned_in_slots()).count() > 0 && home.is_empty() {
             self.send(&Control::Returns(Vec::new()));
         }
-        for handles in home.chunks(RETURNS_PER_FRAME) {
-            self.send(&Control::Returns(handles.to_vec()));
+        busy | !self.send_home(home)
+    }
+
+    /// Sends handles home as far as the socket takes them; the rest, of which the peer's quota allows many, waits here
+    /// and not in the queue. False if there is a rest.
+    fn send_home(&self, mut home: Vec<Handle>) -> bool {
+        let mut outgoing = self.outgoing.lock();
+        while self.flush(&mut outgoing) && !home.is_empty() {
+            let some = home.split_off(home.len().saturating_sub(RETURNS_PER_FRAME));
+            outgoing.frames.push_back(Control::Returns(some).to_bytes());
         }
-        busy | !self.flush(&mut self.outgoing.lock())
+        let all = outgoing.frames.is_empty() && home.is_empty();
+        drop(outgoing);
+        self.orphans.lock().extend(home);
+        all
     }
 
-    // Channels.
-
-    /// Those alive now. Collected first, whatever is done with them: a port that is dropped comes back for the lock.
-    fn ports(&self) -> Vec<Arc<Port>> {
-        self.channels.lock().values().filter_map(|entry| entry.port.upgrade()).collect()
-    }
-
-    /// Notes a channel that both sides know of from now on.
-    pub(crate) fn add_channel(&self, number: u32, area: Arc<OwnWords>) -> Result<(), PeerMisbehaved> {
-        let mut channels = self.channels.lock();
-        if channels.contains_key(&number) {
-            return Err(PeerMisbehaved::ChannelNumber(number));
-        }
-        channels.insert(number, Entry::new(area));
-        Ok(())
-    }
-
-    pub(crate) fn forget_channel(&self, number: u32) {
-        let entry = self.channels.lock().remove(&number);
-        drop(entry);
-    }
-
-    pub(crate) fn channel_count(&self) -> usize {
-        self.channels.lock().len()
-    }
-
-    fn closed_there(&self, number: u32) -> Result<(), PeerMisbehaved> {
-        let mut channels = self.channels.lock();
-        let entry = channels.get_mut(&number).ok_or(PeerMisbehaved::ChannelNumber(number))?;
-        entry.closed_there = true;
-        let port = entry.port.upgrade();
-        let gone = if entry.closed_here { channels.remove(&number) } else { None };
-        drop(channels);
-        if let Some(port) = port {
-            port.end(false);
-        }
-        drop(gone);
-        Ok(())
-    }
-
-    /// This side neither fills nor empties slots of the channel any more.
-    pub(crate) fn closed_here(&self, number: u32) {
-        let mut channels = self.channels.lock();
-        let Some(entry) = channels.get_mut(&number) else { return };
-        entry.closed_here = true;
-        let gone = if entry.closed_there { channels.remove(&number) } else { None };
-        drop(channels);
-        drop(gone);
-        self.send(&Control::ChannelClosed { number });
-    }
+    // What channels leave behind.
 
     pub(super) fn port_gone(&self, owed: VecDeque<Handle>) {
-        if !owed.is_empty() {
+        if !owed.is_empty() && !self.is_forked() {
             self.orphans.lock().extend(owed);
             self.arm();
         }
@@ -437,8 +389,10 @@ impl Link {
         });
         drop(channels);
         // `end` sets the cause before it looks for ports, so one of the two sees the other.
-        if closed_there || self.core().ended().is_some() {
-            port.end(false);
+        match self.core().ended() {
+            Some(cause) => port.end(leaves_nothing(cause)),
+            None if closed_there => port.end(false),
+            None => {}
         }
         port
     }
@@ -457,21 +411,7 @@ impl Drop for Hold {
     }
 }
 
-/// Cuts the memory for one side's half of a channel.
-pub(crate) fn cut_area(arena: &Arena, slots: u32) -> Result<(Arc<OwnWords>, AreaAt), AllocError> {
-    let block = arena.alloc(ring::area::words(slots) * WORD, AREA_ALIGN)?;
-    let offset = block.offset();
-    Ok((Arc::new(block.into_words()), AreaAt { offset, slots }))
+/// Whether not even what was sent before is to be received.
+fn leaves_nothing(cause: Ended) -> bool {
+    matches!(cause, Ended::PeerMisbehaved(_) | Ended::Closed)
 }
-
-/// Checks the peer's half of a channel.
-pub(crate) fn view_area(view: &Arc<View>, at: AreaAt) -> Result<Arc<PeerWords>, PeerMisbehaved> {
-    let possible = ring::SLOTS_RANGE.contains(&at.slots) && at.slots.is_power_of_two();
-    if !possible || !at.offset.is_multiple_of((AREA_ALIGN / WORD) as u64) {
-        return Err(PeerMisbehaved::Frame("impossible ring"));
-    }
-    view.words(at.offset, ring::area::words(at.slots) as u64).map(Arc::new)
-}
-
-/// Rings begin on a page of their own.
-const AREA_ALIGN: usize = 4096;

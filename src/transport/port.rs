@@ -106,9 +106,8 @@ impl Port {
         self.inbox.lock().as_mut().map(use_it)
     }
 
-    pub(super) fn retire_inbox(&self) {
-        let inbox = self.inbox.lock().take();
-        drop(inbox);
+    pub(super) fn take_inbox(&self) -> Option<Inbox> {
+        self.inbox.lock().take()
     }
 
     /// Books what has come home in slots, unless somebody is receiving, who then does so.

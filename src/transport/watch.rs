@@ -3,11 +3,11 @@
 //! with the last; asleep unless there is something to do.
 
 use super::link::Core;
-use crate::sys::fork;
+use crate::sys::fork::PerProcess;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
@@ -32,9 +32,8 @@ pub(super) fn new_token() -> u64 {
 pub(super) fn add(core: &Arc<Core>) -> io::Result<()> {
     let mut current = WATCHER.lock();
     let watcher = match &*current {
-        Some(watcher) if watcher.fork == fork::generation() => watcher.clone(),
-        // None yet, or one whose thread lives on in the process this was forked from.
-        _ => current.insert(Watcher::start()?).clone(),
+        Some(watcher) => watcher.clone(),
+        None => current.insert(Watcher::start()?).clone(),
     };
     let mut links = watcher.links.lock();
     let served = Served { core: Arc::downgrade(core), lingering: None, at_end: false, armed: false, coolings: 0 };
@@ -83,7 +82,7 @@ pub(super) fn arm(token: u64) {
     }
 }
 
-static WATCHER: Mutex<Option<Arc<Watcher>>> = Mutex::new(None);
+static WATCHER: PerProcess<Option<Arc<Watcher>>> = PerProcess::new(None);
 
 /// The token of the eventfd.
 const WAKE: u64 = 0;
@@ -92,7 +91,6 @@ struct Watcher {
     epoll: Epoll,
     wake: EventFd,
     links: Mutex<HashMap<u64, Served>>,
-    fork: u32,
 }
 
 struct Served {
@@ -109,9 +107,13 @@ impl Watcher {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, WAKE))?;
-        let watcher = Arc::new(Self { epoll, wake, links: Mutex::default(), fork: fork::generation() });
+        let watcher = Arc::new(Self { epoll, wake, links: Mutex::default() });
         let mine = watcher.clone();
-        std::thread::Builder::new().name("strait-watch".into()).spawn(move || mine.run())?;
+        // A thread inherits the mask: signals are for the application's own.
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        let spawned = std::thread::Builder::new().name("strait-watch".into()).spawn(move || mine.run());
+        mask.thread_set_mask()?;
+        spawned?;
         Ok(watcher)
     }
 
@@ -121,8 +123,6 @@ impl Watcher {
 
     fn run(self: Arc<Self>) {
         crate::shm::forgo_in_this_thread();
-        // Signals are for the application's threads.
-        let _ = SigSet::all().thread_block();
         let mut events = [EpollEvent::empty(); 64];
         let mut next_cooling = Instant::now();
         loop {

@@ -1,0 +1,132 @@
+//! The channels of a link: their memory, which stays until neither side looks at it, and what is left in them when they
+//! close. Knows numbers and areas, not names or schemas.
+
+use super::Core;
+use crate::ring;
+use crate::shm::arena::{AllocError, Arena};
+use crate::shm::handle::WORD;
+use crate::shm::view::View;
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::words::{OwnWords, PeerWords};
+use crate::transport::control::{AreaAt, Control};
+use crate::transport::inbox::Inbox;
+use crate::transport::port::Port;
+use crate::wait::Wait;
+use std::sync::{Arc, Weak};
+
+/// A channel as the link knows it. Its memory stays until neither side looks at it.
+pub(super) struct Entry {
+    area: Arc<OwnWords>,
+    pub(super) port: Weak<Port>,
+    closed_here: bool,
+    pub(super) closed_there: bool,
+    /// What was closed here, until the other side has filled its last slot.
+    inbox: Option<Inbox>,
+}
+
+impl Entry {
+    pub(super) fn new(area: Arc<OwnWords>) -> Self {
+        Self { area, port: Weak::new(), closed_here: false, closed_there: false, inbox: None }
+    }
+}
+
+impl Core {
+    /// Those alive now. Collected first, whatever is done with them: a port that is dropped comes back for the lock.
+    pub(super) fn ports(&self) -> Vec<Arc<Port>> {
+        self.channels.lock().values().filter_map(|entry| entry.port.upgrade()).collect()
+    }
+
+    /// Notes a channel that both sides know of from now on.
+    pub(crate) fn add_channel(&self, number: u32, area: Arc<OwnWords>) -> Result<(), PeerMisbehaved> {
+        let mut channels = self.channels.lock();
+        if channels.contains_key(&number) {
+            return Err(PeerMisbehaved::ChannelNumber(number));
+        }
+        channels.insert(number, Entry::new(area));
+        Ok(())
+    }
+
+    pub(crate) fn forget_channel(&self, number: u32) {
+        let entry = self.channels.lock().remove(&number);
+        drop(entry);
+    }
+
+    pub(crate) fn channel_count(&self) -> usize {
+        self.channels.lock().len()
+    }
+
+    pub(super) fn closed_there(&self, number: u32) -> Result<(), PeerMisbehaved> {
+        let mut channels = self.channels.lock();
+        let entry = channels.get_mut(&number).ok_or(PeerMisbehaved::ChannelNumber(number))?;
+        entry.closed_there = true;
+        let port = entry.port.upgrade();
+        let gone = if entry.closed_here { channels.remove(&number) } else { None };
+        drop(channels);
+        if let Some(port) = port {
+            port.end(false);
+        }
+        if let Some(inbox) = gone.and_then(|entry| entry.inbox) {
+            self.empty(inbox);
+        }
+        Ok(())
+    }
+
+    /// Nobody will receive what is left in a closed channel: it goes home unread.
+    fn empty(&self, mut inbox: Inbox) -> Option<Inbox> {
+        let mut home = Vec::new();
+        match inbox.empty(self, &mut home) {
+            Ok(()) => {
+                self.orphans.lock().extend(home);
+                self.arm();
+                Some(inbox)
+            }
+            Err(broken) => {
+                self.misbehaved(broken);
+                None
+            }
+        }
+    }
+
+    /// Closes a channel that was opened for somebody who no longer waits.
+    pub(crate) fn close_unused(&self, number: u32, theirs: Arc<PeerWords>) {
+        let own = self.channels.lock().get(&number).map(|entry| entry.area.clone());
+        if let Some(own) = own {
+            self.closed_here(number, Some(Inbox::new(own, theirs, self.fence(), Wait::Park)));
+        }
+    }
+
+    /// This side neither fills nor empties slots of the channel any more.
+    pub(in crate::transport) fn closed_here(&self, number: u32, inbox: Option<Inbox>) {
+        // Emptied now, and once more when the other side has closed as well.
+        let inbox = inbox.and_then(|inbox| self.empty(inbox));
+        let mut channels = self.channels.lock();
+        let Some(entry) = channels.get_mut(&number) else { return };
+        entry.closed_here = true;
+        entry.inbox = inbox;
+        let gone = if entry.closed_there { channels.remove(&number) } else { None };
+        drop(channels);
+        if let Some(inbox) = gone.and_then(|entry| entry.inbox) {
+            self.empty(inbox);
+        }
+        self.send(&Control::ChannelClosed { number });
+    }
+}
+
+/// Cuts the memory for one side's half of a channel.
+pub(crate) fn cut_area(arena: &Arena, slots: u32) -> Result<(Arc<OwnWords>, AreaAt), AllocError> {
+    let block = arena.alloc(ring::area::words(slots) * WORD, AREA_ALIGN)?;
+    let offset = block.offset();
+    Ok((Arc::new(block.into_words()), AreaAt { offset, slots }))
+}
+
+/// Checks the peer's half of a channel.
+pub(crate) fn view_area(view: &Arc<View>, at: AreaAt) -> Result<Arc<PeerWords>, PeerMisbehaved> {
+    let possible = ring::SLOTS_RANGE.contains(&at.slots) && at.slots.is_power_of_two();
+    if !possible || !at.offset.is_multiple_of((AREA_ALIGN / WORD) as u64) {
+        return Err(PeerMisbehaved::Frame("impossible ring"));
+    }
+    view.words(at.offset, ring::area::words(at.slots) as u64).map(Arc::new)
+}
+
+/// Rings begin on a page of their own.
+const AREA_ALIGN: usize = 4096;
