@@ -7,7 +7,7 @@ use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::time::Duration;
-use strait::{Channel, ClientApp, Message, RecvError, ServerApp, SessionServer, Trust, data_len};
+use strait::{AcceptError, Channel, ClientApp, Message, RecvError, ServerApp, SessionServer, Trust, data_len};
 
 capnp::generated_code!(mod cache_capnp);
 use cache_capnp::cache;
@@ -38,6 +38,7 @@ fn serve(paths: impl Iterator<Item = String>) -> Result<(), Box<dyn Error>> {
         loop {
             let session = match server.accept() {
                 Ok(session) => session,
+                Err(AcceptError::Closed) => return Ok(()),
                 Err(refused) => {
                     eprintln!("{refused}");
                     continue;

@@ -1,7 +1,7 @@
 //! Two processes in one file: `hello serve` in one terminal, `hello` in another.
 
 use std::time::Duration;
-use strait::{Channel, ClientApp, RecvError, ServerApp, Trust};
+use strait::{ClientApp, RecvError, ServerApp, Session, Trust};
 
 capnp::generated_code!(mod hello_capnp);
 use hello_capnp::hello;
@@ -22,13 +22,16 @@ fn serve() -> Outcome {
         .channel::<hello::Owned>("main")
         .bind()?;
     loop {
-        let session = server.accept()?;
-        let channel = session.accept_channel()?;
-        std::thread::spawn(move || answer(channel).unwrap_or_else(|error| eprintln!("{error}")));
+        match server.accept() {
+            // Waiting for its channel is that client's own affair.
+            Ok(session) => drop(std::thread::spawn(move || answer(&session).unwrap_or_else(|end| eprintln!("{end}")))),
+            Err(refused) => eprintln!("{refused}"),
+        }
     }
 }
 
-fn answer(mut channel: Channel<hello::Owned>) -> Outcome {
+fn answer(session: &Session) -> Outcome {
+    let mut channel = session.accept_channel::<hello::Owned>()?;
     loop {
         let request = match channel.recv() {
             Err(RecvError::Ended(_)) => return Ok(()),

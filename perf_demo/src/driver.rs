@@ -21,9 +21,14 @@ pub(crate) fn run(options: &Measure, files: &[PathBuf], stop: &Stop) -> anyhow::
     let dir = TempDir::with_prefix("perf_demo-").context("cannot make a directory to meet in")?;
     // Dropped before the directory is, and after the client has gone.
     let server = Server::start(dir.path(), files)?;
-    let outcome = client::measure(options, dir.path(), stop);
-    server.finish()?;
-    outcome
+    match client::measure(options, dir.path(), stop) {
+        Ok(code) => server.finish().map(|()| code),
+        Err(error) => {
+            // What went wrong is here; the server may still be waiting for a client.
+            server.abandon();
+            Err(error)
+        }
+    }
 }
 
 /// The second process.
@@ -62,6 +67,14 @@ impl Server {
             bail!("the server ended with {status}");
         }
         Ok(())
+    }
+
+    /// Ends it without waiting for it to see that its client is gone.
+    fn abandon(mut self) {
+        if let Ok(pid) = i32::try_from(self.process.id()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        }
+        self.end();
     }
 
     /// Its output closes when it ends; a server that does not is ended.

@@ -95,7 +95,11 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`SendError`], `Full` among them; nothing was sent then.
     pub fn try_send(&mut self, message: &Message<T>) -> Result<u64, SendError> {
-        let envelope = self.envelope(message, None)?;
+        self.try_send_as(message, None)
+    }
+
+    fn try_send_as(&mut self, message: &Message<T>, in_reply_to: Option<u64>) -> Result<u64, SendError> {
+        let envelope = self.envelope(message, in_reply_to)?;
         match self.lane.try_send(envelope) {
             Ok(true) => Ok(self.conversation.sent(envelope.id)),
             Ok(false) => Err(self.unlend(envelope, SendError::Full)),
@@ -103,16 +107,50 @@ impl<T: Schema> Channel<T> {
         }
     }
 
-    /// Answers a message, waiting for room as long as it takes.
+    /// Answers a message, waiting for room as long as it takes. Two sides that both send and never receive wait for each
+    /// other: where that can be, take a form with a deadline.
     ///
     /// # Errors
     /// [`SendError`]; nothing was sent then.
     pub fn reply(&mut self, to: &Received<T>, message: &Message<T>) -> Result<u64, SendError> {
-        // The peer would take it for a breach of the protocol.
-        if to.channel() != self.serial {
-            return Err(SendError::NotReceivedHere);
-        }
-        self.send_until(message, Some(to.id()), None)
+        self.reply_until(to, message, None)
+    }
+
+    /// As [`reply`](Self::reply), waiting for room at most `timeout`.
+    ///
+    /// # Errors
+    /// [`SendError`], `TimedOut` among them; nothing was sent then.
+    pub fn reply_timeout(
+        &mut self,
+        to: &Received<T>,
+        message: &Message<T>,
+        timeout: Duration,
+    ) -> Result<u64, SendError> {
+        self.reply_until(to, message, deadline(timeout))
+    }
+
+    /// Answers a message if there is room at once. Never blocks.
+    ///
+    /// # Errors
+    /// [`SendError`], `Full` among them; nothing was sent then.
+    pub fn try_reply(&mut self, to: &Received<T>, message: &Message<T>) -> Result<u64, SendError> {
+        let in_reply_to = self.replies(to)?;
+        self.try_send_as(message, Some(in_reply_to))
+    }
+
+    fn reply_until(
+        &mut self,
+        to: &Received<T>,
+        message: &Message<T>,
+        deadline: Option<Instant>,
+    ) -> Result<u64, SendError> {
+        let in_reply_to = self.replies(to)?;
+        self.send_until(message, Some(in_reply_to), deadline)
+    }
+
+    /// The number to answer; of another channel's message the peer would take the answer for a breach.
+    fn replies(&self, to: &Received<T>) -> Result<u64, SendError> {
+        if to.channel() == self.serial { Ok(to.id()) } else { Err(SendError::NotReceivedHere) }
     }
 
     /// Sends a message and waits for the answer to it. Other messages that come meanwhile are kept, in order, for

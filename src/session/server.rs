@@ -176,6 +176,12 @@ impl SessionServer {
         Builder::new(&self.arena)
     }
 
+    /// Begins such a message of about `bytes` bytes, in one segment.
+    #[must_use]
+    pub fn create_msg_with_capacity<T: Schema>(&self, bytes: usize) -> Builder<T> {
+        Builder::with_capacity(&self.arena, bytes)
+    }
+
     fn accept_until(&self, deadline: Option<Instant>) -> Result<Session, AcceptError> {
         let waiting = match deadline {
             None => Some(self.waiting.lock()),

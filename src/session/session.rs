@@ -61,7 +61,7 @@ impl Session {
         Ok(Self { link, desk, trust, wait: options.wait })
     }
 
-    /// Opens a channel that the peer serves under this name. At once if it was opened in the log-in
+    /// Opens a channel that the peer serves under this name: so far servers serve, and clients open. At once if it was opened in the log-in
     /// ([`ClientApp::channel`](crate::ClientApp::channel)), else one round trip to the peer's watcher, which answers
     /// whatever its application is doing; at most `timeout`.
     ///
@@ -112,7 +112,9 @@ impl Session {
         }
     }
 
-    /// The next channel with messages of type `T` that the peer has opened, waiting as long as it takes.
+    /// The next channel with messages of type `T` that the peer has opened, waiting as long as it takes. Channels of one
+    /// type tell themselves apart by [`name`](Channel::name). A channel counts as opened for the peer before it is accepted
+    /// here: what the peer sends meanwhile waits in it.
     ///
     /// # Errors
     /// [`ChannelError::Ended`] once the session is over.

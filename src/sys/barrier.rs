@@ -50,10 +50,14 @@ pub(crate) use real::register;
 #[cfg(not(strait_loom))]
 mod real {
     use nix::libc;
-    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU8, Ordering};
 
     const GLOBAL_EXPEDITED: i32 = 1 << 1;
     const REGISTER_GLOBAL_EXPEDITED: i32 = 1 << 2;
+
+    const UNKNOWN: u8 = 0;
+    const YES: u8 = 1;
+    const NO: u8 = 2;
 
     fn membarrier(command: i32) -> bool {
         // SAFETY: membarrier takes no pointers.
@@ -62,8 +66,16 @@ mod real {
 
     /// Registers this process as one on whose CPUs others may run the fence. False where the kernel cannot.
     pub(crate) fn register() -> bool {
-        static REGISTERED: OnceLock<bool> = OnceLock::new();
-        *REGISTERED.get_or_init(|| membarrier(REGISTER_GLOBAL_EXPEDITED))
+        // No lock, which a fork could catch held: registering twice is registering once.
+        static REGISTERED: AtomicU8 = AtomicU8::new(UNKNOWN);
+        match REGISTERED.load(Ordering::Relaxed) {
+            UNKNOWN => {
+                let registered = membarrier(REGISTER_GLOBAL_EXPEDITED);
+                REGISTERED.store(if registered { YES } else { NO }, Ordering::Relaxed);
+                registered
+            }
+            known => known == YES,
+        }
     }
 
     /// A full fence on every CPU that runs a registered process.
