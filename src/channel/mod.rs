@@ -15,12 +15,12 @@ use crate::transport::descriptor::Envelope;
 use crate::transport::lane::WaitStats;
 use crate::transport::port::Port;
 use crate::transport::{Lane, LaneError};
-use crate::wait::Wait;
+use crate::wait::{Deadline, Wait};
 use conversation::{Conversation, Verdict};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// One end of a channel that carries messages with root `T`, in both directions.
 ///
@@ -79,7 +79,7 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`SendError`]; nothing was sent then.
     pub fn send(&mut self, message: &Message<T>) -> Result<u64, SendError> {
-        self.send_until(message, None, None)
+        self.send_until(message, None, Deadline::Never)
     }
 
     /// As [`send`](Self::send), waiting for room at most `timeout`.
@@ -87,7 +87,7 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`SendError`], `TimedOut` among them; nothing was sent then.
     pub fn send_timeout(&mut self, message: &Message<T>, timeout: Duration) -> Result<u64, SendError> {
-        self.send_until(message, None, deadline(timeout))
+        self.send_until(message, None, Deadline::After(timeout))
     }
 
     /// Sends a message if there is room at once. Never blocks.
@@ -113,7 +113,7 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`SendError`]; nothing was sent then.
     pub fn reply(&mut self, to: &Received<T>, message: &Message<T>) -> Result<u64, SendError> {
-        self.reply_until(to, message, None)
+        self.reply_until(to, message, Deadline::Never)
     }
 
     /// As [`reply`](Self::reply), waiting for room at most `timeout`.
@@ -126,7 +126,7 @@ impl<T: Schema> Channel<T> {
         message: &Message<T>,
         timeout: Duration,
     ) -> Result<u64, SendError> {
-        self.reply_until(to, message, deadline(timeout))
+        self.reply_until(to, message, Deadline::After(timeout))
     }
 
     /// Answers a message if there is room at once. Never blocks.
@@ -138,12 +138,7 @@ impl<T: Schema> Channel<T> {
         self.try_send_as(message, Some(in_reply_to))
     }
 
-    fn reply_until(
-        &mut self,
-        to: &Received<T>,
-        message: &Message<T>,
-        deadline: Option<Instant>,
-    ) -> Result<u64, SendError> {
+    fn reply_until(&mut self, to: &Received<T>, message: &Message<T>, deadline: Deadline) -> Result<u64, SendError> {
         let in_reply_to = self.replies(to)?;
         self.send_until(message, Some(in_reply_to), deadline)
     }
@@ -159,14 +154,14 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`RequestError`]. After `TimedOut` the channel can be used as before.
     pub fn request(&mut self, message: &Message<T>, timeout: Duration) -> Result<Received<T>, RequestError> {
-        let deadline = deadline(timeout);
-        let id = self.send_until(message, None, deadline)?;
+        let mut deadline = Deadline::After(timeout);
+        let id = self.send_by(message, None, &mut deadline)?;
         loop {
             if self.conversation.keeps_no_more() {
                 self.conversation.give_up(id);
                 return Err(RequestError::Backlog);
             }
-            let envelope = match self.lane.recv(deadline) {
+            let envelope = match self.lane.recv(&mut deadline) {
                 Ok(envelope) => envelope,
                 Err(LaneError::TimedOut) => {
                     self.conversation.give_up(id);
@@ -187,7 +182,7 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`RecvError`], once everything that was sent has been received.
     pub fn recv(&mut self) -> Result<Received<T>, RecvError> {
-        self.recv_until(None)
+        self.recv_until(Deadline::Never)
     }
 
     /// The next message, waiting at most `timeout`.
@@ -195,7 +190,7 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`RecvError`], `TimedOut` among them.
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Received<T>, RecvError> {
-        self.recv_until(deadline(timeout))
+        self.recv_until(Deadline::After(timeout))
     }
 
     /// The next message if there is one already. Never blocks.
@@ -231,12 +226,12 @@ impl<T: Schema> Channel<T> {
         self.port().name()
     }
 
-    fn recv_until(&mut self, deadline: Option<Instant>) -> Result<Received<T>, RecvError> {
+    fn recv_until(&mut self, mut deadline: Deadline) -> Result<Received<T>, RecvError> {
         if let Some(kept) = self.conversation.next_kept() {
             return self.open(kept);
         }
         loop {
-            let envelope = self.lane.recv(deadline)?;
+            let envelope = self.lane.recv(&mut deadline)?;
             if let Some(received) = self.deliver(envelope)? {
                 return Ok(received);
             }
@@ -293,7 +288,17 @@ impl<T: Schema> Channel<T> {
         &mut self,
         message: &Message<T>,
         in_reply_to: Option<u64>,
-        deadline: Option<Instant>,
+        mut deadline: Deadline,
+    ) -> Result<u64, SendError> {
+        self.send_by(message, in_reply_to, &mut deadline)
+    }
+
+    #[inline]
+    fn send_by(
+        &mut self,
+        message: &Message<T>,
+        in_reply_to: Option<u64>,
+        deadline: &mut Deadline,
     ) -> Result<u64, SendError> {
         let envelope = self.envelope(message, in_reply_to)?;
         match self.lane.send(envelope, deadline) {
@@ -360,9 +365,4 @@ impl<T: Schema> std::fmt::Debug for Channel<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Channel").field("name", &self.name()).finish_non_exhaustive()
     }
-}
-
-/// A timeout too long for the clock is none.
-fn deadline(timeout: Duration) -> Option<Instant> {
-    Instant::now().checked_add(timeout)
 }

@@ -5,7 +5,7 @@ use super::{Consumer, PAYLOAD, Producer, area};
 use crate::sys::barrier::Fence;
 use crate::sys::futex::{Bell, Gate, Spot};
 use crate::sys::words::{OwnWords, PeerWords, shared};
-use crate::wait::{self, Notifier, Patience, Sleeper, Source, Wait};
+use crate::wait::{self, Deadline, Notifier, Patience, Sleeper, Source, Wait};
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use std::sync::Arc;
@@ -89,14 +89,14 @@ fn conversation(count: u64) {
         for number in 1..=count {
             while producer.try_push(&payload(number)).expect("an honest peer").is_err() {
                 let mut room = Room(&mut producer, &mut patience, &mut room_sleeper);
-                let found = wait::wait(&mut room, &sender_bell, None);
+                let found = wait::wait(&mut room, &sender_bell, &mut Deadline::Never);
                 assert_eq!(found, Some(()));
             }
             notifier.notify(|| producer.consumers_spot());
         }
     });
     for number in 1..=count {
-        let found = wait::wait(&mut arrival, &bell, None);
+        let found = wait::wait(&mut arrival, &bell, &mut Deadline::Never);
         assert_eq!(found, Some(payload(number)));
     }
     sending.join().unwrap();
@@ -184,7 +184,7 @@ fn death_wakes_a_sleeper() {
                 bell.ring();
             }
         });
-        let found = wait::wait(&mut UntilEnd(arrival, over), &bell, None);
+        let found = wait::wait(&mut UntilEnd(arrival, over), &bell, &mut Deadline::Never);
         assert_eq!(found, Some(None));
         watcher.join().unwrap();
     });

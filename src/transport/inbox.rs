@@ -12,9 +12,8 @@ use crate::sys::barrier::Fence;
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
-use crate::wait::{self, Notifier, Patience, Sleeper, Source, Wait};
+use crate::wait::{self, Deadline, Notifier, Patience, Sleeper, Source, Wait};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// See the module's own words.
 pub(super) struct Inbox {
@@ -92,7 +91,7 @@ impl Inbox {
 
     /// Waits for what comes; `None` once the deadline has passed.
     #[inline]
-    pub(super) fn wait(&mut self, port: &Port, deadline: Option<Instant>) -> Option<Found> {
+    pub(super) fn wait(&mut self, port: &Port, deadline: &mut Deadline) -> Option<Found> {
         let mut arrival = Arrival { inbox: self, port };
         wait::wait(&mut arrival, &port.bell, deadline)
     }

@@ -10,9 +10,8 @@ use crate::ring::{Full, Producer, area};
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
-use crate::wait::{self, Notifier, Patience, Sleeper, Source, Wait};
+use crate::wait::{self, Deadline, Notifier, Patience, Sleeper, Source, Wait};
 use std::sync::Arc;
-use std::time::Instant;
 use thiserror::Error;
 
 /// Nothing came, or there was no room, in time; or it is over.
@@ -119,7 +118,7 @@ impl Lane {
 
     /// Sends a slot, waiting for room until the deadline.
     #[inline]
-    pub(crate) fn send(&mut self, envelope: Envelope, deadline: Option<Instant>) -> Result<(), LaneError> {
+    pub(crate) fn send(&mut self, envelope: Envelope, deadline: &mut Deadline) -> Result<(), LaneError> {
         while !self.try_send(envelope)? {
             self.wait_for_room(deadline)?;
         }
@@ -127,7 +126,7 @@ impl Lane {
     }
 
     #[cold]
-    fn wait_for_room(&mut self, deadline: Option<Instant>) -> Result<(), LaneError> {
+    fn wait_for_room(&mut self, deadline: &mut Deadline) -> Result<(), LaneError> {
         let mut room = Room { outbox: &mut self.outbox, port: &self.port };
         match wait::wait(&mut room, &self.port.bell, deadline) {
             Some(Ok(())) => Ok(()),
@@ -160,7 +159,7 @@ impl Lane {
 
     /// The next message, waiting until the deadline.
     #[inline]
-    pub(crate) fn recv(&mut self, deadline: Option<Instant>) -> Result<Envelope, LaneError> {
+    pub(crate) fn recv(&mut self, deadline: &mut Deadline) -> Result<Envelope, LaneError> {
         self.return_many();
         match self.port.with_inbox(|inbox| inbox.wait(&self.port, deadline)).unwrap_or(Some(Found::End)) {
             None => Err(LaneError::TimedOut),

@@ -6,15 +6,16 @@
 //! therefore sees the other: no wake is lost. A [`Bell`] rung by this process itself (the peer died, the session was
 //! closed) ends a sleep as well.
 
+mod deadline;
 mod notify;
 mod patience;
 
+pub(crate) use deadline::Deadline;
 pub(crate) use notify::{Notifier, Sleeper};
 pub(crate) use patience::Patience;
 pub use patience::Wait;
 
 use crate::sys::futex::{self, Bell, Spot};
-use std::time::Instant;
 
 /// What a wait is made of: how to look, and where to sleep.
 pub(crate) trait Source {
@@ -35,7 +36,7 @@ pub(crate) trait Source {
 ///
 /// `bell` must be rung by whatever else can make `look` answer.
 #[inline]
-pub(crate) fn wait<S: Source>(source: &mut S, bell: &Bell, deadline: Option<Instant>) -> Option<S::Item> {
+pub(crate) fn wait<S: Source>(source: &mut S, bell: &Bell, deadline: &mut Deadline) -> Option<S::Item> {
     match source.look() {
         Some(item) => {
             source.waiter().0.found();
@@ -45,7 +46,7 @@ pub(crate) fn wait<S: Source>(source: &mut S, bell: &Bell, deadline: Option<Inst
     }
 }
 
-fn wait_longer<S: Source>(source: &mut S, bell: &Bell, deadline: Option<Instant>) -> Option<S::Item> {
+fn wait_longer<S: Source>(source: &mut S, bell: &Bell, deadline: &mut Deadline) -> Option<S::Item> {
     if let Some(item) = spin(source, deadline) {
         source.waiter().0.found();
         return Some(item);
@@ -55,11 +56,11 @@ fn wait_longer<S: Source>(source: &mut S, bell: &Bell, deadline: Option<Instant>
         let rung = bell.value();
         source.waiter().1.lie_down();
         let found = source.look();
-        let in_time = deadline.is_none_or(|at| Instant::now() < at);
+        let in_time = !deadline.has_passed();
         if found.is_none() && in_time {
             source.waiter().0.sleeps();
             let (spot, empty) = source.spot();
-            futex::wait(spot, empty, bell, rung, deadline);
+            futex::wait(spot, empty, bell, rung, deadline.at());
         }
         let (patience, sleeper) = source.waiter();
         sleeper.get_up();
@@ -80,10 +81,10 @@ fn wait_longer<S: Source>(source: &mut S, bell: &Bell, deadline: Option<Instant>
 
 /// Looks again and again, as long as the waiter has patience.
 #[cfg(not(strait_loom))]
-fn spin<S: Source>(source: &mut S, deadline: Option<Instant>) -> Option<S::Item> {
+fn spin<S: Source>(source: &mut S, deadline: &mut Deadline) -> Option<S::Item> {
     let (patience, sleeper) = source.waiter();
-    let mut turns = patience.turns(sleeper.shares_cpu_with_peer(), deadline);
-    while turns.next() {
+    let mut turns = patience.turns(sleeper.shares_cpu_with_peer());
+    while turns.next(deadline) {
         if let Some(item) = source.look() {
             source.waiter().0.caught();
             return Some(item);
@@ -94,6 +95,6 @@ fn spin<S: Source>(source: &mut S, deadline: Option<Instant>) -> Option<S::Item>
 
 /// The models check the sleep, not the spin.
 #[cfg(strait_loom)]
-fn spin<S: Source>(_: &mut S, _: Option<Instant>) -> Option<S::Item> {
+fn spin<S: Source>(_: &mut S, _: &mut Deadline) -> Option<S::Item> {
     None
 }

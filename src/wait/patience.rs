@@ -1,6 +1,8 @@
 //! How long to look before going to sleep. Knows time and CPUs only.
 
 #[cfg(not(strait_loom))]
+use super::deadline::Deadline;
+#[cfg(not(strait_loom))]
 use std::hint::spin_loop;
 use std::time::Instant;
 
@@ -73,12 +75,11 @@ impl Patience {
 impl Patience {
     /// The pauses between looks, as long as the strategy has patience.
     #[inline]
-    pub(super) fn turns(&self, shares_cpu: bool, deadline: Option<Instant>) -> Turns {
+    pub(super) fn turns(&self, shares_cpu: bool) -> Turns {
         Turns {
             strategy: self.strategy,
             budget: self.budget,
             shares_cpu,
-            deadline,
             looks: if shares_cpu { 0 } else { CLOSE + PAUSES },
             since: None,
         }
@@ -97,7 +98,6 @@ pub(super) struct Turns {
     strategy: Wait,
     budget: u32,
     shares_cpu: bool,
-    deadline: Option<Instant>,
     looks: u32,
     since: Option<Instant>,
 }
@@ -106,7 +106,7 @@ pub(super) struct Turns {
 impl Turns {
     /// Pauses. False: go to sleep, or the deadline is near.
     #[inline]
-    pub(super) fn next(&mut self) -> bool {
+    pub(super) fn next(&mut self, deadline: &mut Deadline) -> bool {
         if self.strategy == Wait::Park {
             return false;
         }
@@ -118,11 +118,11 @@ impl Turns {
             }
             return true;
         }
-        self.dearer()
+        self.dearer(deadline)
     }
 
     #[cold]
-    fn dearer(&mut self) -> bool {
+    fn dearer(&mut self, deadline: &mut Deadline) -> bool {
         match self.strategy {
             Wait::Park => false,
             Wait::Spin => {
@@ -131,7 +131,7 @@ impl Turns {
                 } else {
                     self.looks = PAUSES;
                 }
-                self.deadline.is_none_or(|at| Instant::now() < at)
+                !deadline.has_passed()
             }
             Wait::Adaptive => {
                 let since = *self.since.get_or_insert_with(Instant::now);
