@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Case::new("a_client_app_has_one_arena", one_arena),
         Case::new("unread_messages_go_home_when_a_channel_closes", unread),
         Case::new("many_held_messages_go_home_at_once", many_held),
+        Case::new("replies_need_not_wait_for_room", bounded_replies),
         Case::new("a_reply_over_another_channel_is_refused", crossed_reply),
         Case::new("received_messages_can_be_read_again", read_again),
         Case::new("channels_at_log_in_and_later", channels),
@@ -306,6 +307,27 @@ fn unread() {
             drop(other);
             eventually("both books empty", || (ours.on_loan().0 + theirs.on_loan().0 == 0).then_some(()));
         }
+    });
+}
+
+/// To a peer that asks and does not listen.
+fn bounded_replies() {
+    both_ends(2, |ours, theirs| {
+        let mut channel = open(ours);
+        let mut other = theirs.accept_channel::<hello::Owned>().expect("accept");
+        let question = greet(&channel, "x");
+        channel.send(&question).expect("send");
+        let asked = other.recv().expect("recv");
+        let answer = greet(&other, "y");
+        other.try_reply(&asked, &answer).expect("room");
+        other.reply_timeout(&asked, &answer, PATIENCE).expect("room");
+        let lent = theirs.on_loan().0;
+        assert_eq!(other.try_reply(&asked, &answer), Err(SendError::Full));
+        assert_eq!(other.reply_timeout(&asked, &answer, SHORT), Err(SendError::TimedOut));
+        // What was not sent is not on loan.
+        assert_eq!(theirs.on_loan().0, lent);
+        assert_eq!(channel.recv().expect("recv").in_reply_to(), Some(asked.id()));
+        eventually("room again", || other.try_reply(&asked, &answer).ok());
     });
 }
 

@@ -280,6 +280,6 @@ fn planted_breaches_are_found() {
     ] {
         assert!(!caught(room, source), "{room}: {source}: {:?}", breaches(room, source, &exports));
     }
-    assert!(has_unsafe("fn f() { unsafe { g() } }"));
+    assert!(has_unsafe("unsafe fn f() {}"));
     assert!(!has_unsafe("#![deny(unsafe_op_in_unsafe_fn)] // unsafe\nfn f() { \"unsafe\"; }"));
 }
