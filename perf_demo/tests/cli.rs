@@ -123,7 +123,8 @@ fn what_cannot_be_asked_for_is_said_with_exit_code_2() -> Outcome {
     std::fs::write(&empty, "")?;
     let empty = empty.display().to_string();
     let missing = temp.path().join("missing").display().to_string();
-    let cases: [(&[&str], &str); 9] = [
+    let nowhere = temp.path().join("missing/plot.svg").display().to_string();
+    let cases: [(&[&str], &str); 10] = [
         (&["--payload", "12XB"], "12XB"),
         (&["--payload", "64B,lots"], "lots"),
         (&["--payload", "0"], "first byte"),
@@ -133,6 +134,8 @@ fn what_cannot_be_asked_for_is_said_with_exit_code_2() -> Outcome {
         (&["--file", &empty], &empty),
         (&["--file", "/"], "not a regular file"),
         (&["serve", "--file", &missing], &missing),
+        // Known after the server has come up, and no fault of the server's.
+        (&["--payload", "64B", "--plot", &nowhere], "cannot write"),
     ];
     for (args, expected) in cases {
         let output = perf_demo().args(args).output()?;
