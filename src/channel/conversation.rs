@@ -91,8 +91,8 @@ mod tests {
     use crate::shm::handle::Handle;
 
     fn envelope(id: u64) -> Envelope {
-        let handle = Handle { arena: 1, offset: id, len: 1, ticket: 0 };
-        Envelope { id, in_reply_to: None, handle, segments: 1, returned: None }
+        let handle = Handle::new(1, id, 1, 0);
+        Envelope { id, in_reply_to: None, handle, segments: 1 }
     }
 
     #[test]

@@ -202,8 +202,9 @@ impl<T: Schema> Channel<T> {
             return self.open(kept).map(Some);
         }
         while let Some(envelope) = self.lane.try_recv()? {
-            if let Some(received) = self.deliver(envelope)? {
-                return Ok(Some(received));
+            match self.judge(&envelope)? {
+                Verdict::Deliver => return self.open(envelope).map(Some),
+                Verdict::Late => self.send_home(envelope)?,
             }
         }
         Ok(None)
@@ -232,16 +233,10 @@ impl<T: Schema> Channel<T> {
         }
         loop {
             let envelope = self.lane.recv(&mut deadline)?;
-            if let Some(received) = self.deliver(envelope)? {
-                return Ok(received);
+            match self.judge(&envelope)? {
+                Verdict::Deliver => return self.open(envelope),
+                Verdict::Late => self.send_home(envelope)?,
             }
-        }
-    }
-
-    fn deliver(&mut self, envelope: Envelope) -> Result<Option<Received<T>>, RecvError> {
-        match self.judge(&envelope)? {
-            Verdict::Deliver => self.open(envelope).map(Some),
-            Verdict::Late => self.send_home(envelope).map(|()| None),
         }
     }
 
@@ -325,7 +320,6 @@ impl<T: Schema> Channel<T> {
             handle: core.loans().lend(frozen).map_err(|problem| self.not_lent(problem))?,
             // At most 512, or it would not be frozen.
             segments: frozen.segment_count() as u16,
-            returned: None,
         })
     }
 

@@ -93,25 +93,13 @@ impl<T: Schema> Received<T> {
     #[inline]
     pub(crate) fn open(opening: Opening, trust: Trust, shelf: &Arc<Shelf>) -> Result<Self, OpenProblem> {
         let Opening { borrowed, segments, id, in_reply_to, channel } = opening;
-        let places = places(&borrowed, segments)?;
-        let (segments, options) = match trust.copy_limit() {
-            None => (Segments::InPlace { borrowed, places }, BELIEVED),
-            Some(limit) => {
-                let copy = Copied::new(&borrowed, &places, limit, shelf.clone())?;
-                // Several pointers to one object make a small message a large one to walk. Cap'n Proto counts over all
-                // reading of a message, so the limit leaves room for reading it again.
-                let walk = copy.words.len().saturating_mul(16).saturating_add(WALK_MIN);
-                (Segments::Copied(copy), ReaderOptions { traversal_limit_in_words: Some(walk), nesting_limit: 32 })
-            }
+        let (segments, options) = match (segments, trust.copy_limit()) {
+            (1, None) => (Segments::InPlace(borrowed), BELIEVED),
+            (count, None) => (Segments::several(borrowed, count)?, BELIEVED),
+            (count, Some(limit)) => Segments::copied(borrowed, count, limit, shelf)?,
         };
-        Ok(Self {
-            reader: Reader::new(segments, options),
-            id,
-            in_reply_to,
-            channel,
-            fork: fork::generation(),
-            root: PhantomData,
-        })
+        let reader = Reader::new(segments, options);
+        Ok(Self { reader, id, in_reply_to, channel, fork: fork::generation(), root: PhantomData })
     }
 
     /// The root struct.
@@ -162,10 +150,8 @@ const BELIEVED: ReaderOptions = ReaderOptions { traversal_limit_in_words: None, 
 /// Words that even the smallest message may be walked: Cap'n Proto's own default.
 const WALK_MIN: usize = 8 << 20;
 
-type Places = SmallVec<[Place; 1]>;
-
 /// One segment is named by the handle itself; of several the handle names a table, which is read once.
-fn places(borrowed: &Borrowed, segments: u16) -> Result<Places, PeerMisbehaved> {
+fn places(borrowed: &Borrowed, segments: u16) -> Result<SmallVec<[Place; 1]>, PeerMisbehaved> {
     match usize::from(segments) {
         1 => Ok(smallvec::smallvec![borrowed.whole()]),
         // Before anything is copied: the table may claim to be as long as the arena.
@@ -178,27 +164,52 @@ fn places(borrowed: &Borrowed, segments: u16) -> Result<Places, PeerMisbehaved> 
     }
 }
 
+/// Small, because it is moved: what is rare lies elsewhere.
 enum Segments {
-    InPlace { borrowed: Borrowed, places: Places },
-    Copied(Copied),
+    /// The one that the handle names.
+    InPlace(Borrowed),
+    Several(Borrowed, Box<[Place]>),
+    Copied(Box<Copied>),
+}
+
+impl Segments {
+    #[cold]
+    fn several(borrowed: Borrowed, count: u16) -> Result<Self, PeerMisbehaved> {
+        let places = places(&borrowed, count)?.into_boxed_slice();
+        Ok(Self::Several(borrowed, places))
+    }
+
+    fn copied(
+        borrowed: Borrowed,
+        count: u16,
+        limit: u64,
+        shelf: &Arc<Shelf>,
+    ) -> Result<(Self, ReaderOptions), OpenProblem> {
+        let copy = Copied::new(&borrowed, &places(&borrowed, count)?, limit, shelf.clone())?;
+        // Several pointers to one object make a small message a large one to walk. Cap'n Proto counts over all reading
+        // of a message, so the limit leaves room for reading it again.
+        let walk = copy.words.len().saturating_mul(16).saturating_add(WALK_MIN);
+        let options = ReaderOptions { traversal_limit_in_words: Some(walk), nesting_limit: 32 };
+        Ok((Self::Copied(Box::new(copy)), options))
+    }
 }
 
 impl ReaderSegments for Segments {
     #[inline]
     fn get_segment(&self, index: u32) -> Option<&[u8]> {
-        match self {
-            Self::InPlace { borrowed, places } => {
-                let place = *places.get(index as usize)?;
-                // SAFETY: made only where the trust in this lender was vouched for: `Trust::in_place`.
-                Some(unsafe { borrowed.bytes(place) })
-            }
-            Self::Copied(copy) => copy.segment(index as usize),
-        }
+        let (borrowed, place) = match self {
+            Self::InPlace(borrowed) => (borrowed, (index == 0).then(|| borrowed.whole())?),
+            Self::Several(borrowed, places) => (borrowed, *places.get(index as usize)?),
+            Self::Copied(copy) => return copy.segment(index as usize),
+        };
+        // SAFETY: made only where the trust in this lender was vouched for: `Trust::in_place`.
+        Some(unsafe { borrowed.bytes(place) })
     }
 
     fn len(&self) -> usize {
         match self {
-            Self::InPlace { places, .. } => places.len(),
+            Self::InPlace(_) => 1,
+            Self::Several(_, places) => places.len(),
             Self::Copied(copy) => copy.ends.len(),
         }
     }

@@ -50,6 +50,13 @@ impl Consumer {
         Ok(self.peeked.as_ref())
     }
 
+    /// Whether [`try_pop`](Self::try_pop) has anything to say.
+    #[inline]
+    pub(crate) fn is_ready(&self) -> bool {
+        // Nothing is learnt from this word but that it is time to read it properly.
+        self.peeked.is_some() || self.peer.peek(self.next() + SEQUENCE) != self.lap_before()
+    }
+
     #[inline]
     fn read(&self) -> Result<Option<Payload>, PeerMisbehaved> {
         let at = self.next();
@@ -57,8 +64,7 @@ impl Consumer {
         let found = self.peer.acquire(at + SEQUENCE);
         if found != expected {
             // Not filled yet: the slot is as the lap before left it, or never used.
-            let lap_before = expected.saturating_sub(self.capacity);
-            return if found == lap_before {
+            return if found == self.lap_before() {
                 Ok(None)
             } else {
                 Err(PeerMisbehaved::SequenceOutOfRange { found, expected })
@@ -69,8 +75,13 @@ impl Consumer {
 
     /// Where to sleep until the next slot is filled, and what that word holds until then.
     pub(crate) fn spot(&self) -> (Spot<'_>, u32) {
-        let unfilled = (self.emptied + 1).saturating_sub(self.capacity);
-        (self.peer.spot(self.next() + SEQUENCE), unfilled as u32)
+        (self.peer.spot(self.next() + SEQUENCE), self.lap_before() as u32)
+    }
+
+    /// What the next slot's sequence is until it is filled.
+    #[inline]
+    fn lap_before(&self) -> u64 {
+        (self.emptied + 1).saturating_sub(self.capacity)
     }
 
     pub(crate) fn capacity(&self) -> u64 {

@@ -95,7 +95,7 @@ impl Loans {
         };
         entry.round = entry.round.wrapping_add(1);
         let ticket = index | entry.round << INDEX_BITS;
-        let handle = Handle { arena: message.arena().id(), offset, len, ticket };
+        let handle = Handle::new(message.arena().id(), offset, len, ticket);
         entry.loan = Some((handle, message.clone()));
         book.loans += 1;
         book.bytes = held;
@@ -109,7 +109,7 @@ impl Loans {
             // What the borrower sent before its end may be received after it: nothing is on loan any more.
             return Ok(());
         }
-        let index = handle.ticket & (MAX_LOANS as u32 - 1);
+        let index = handle.ticket() & (MAX_LOANS as u32 - 1);
         let entry = book.entries.get_mut(index as usize).ok_or(PeerMisbehaved::NotOnLoan)?;
         let loan = entry.loan.take_if(|(lent, _)| *lent == handle).ok_or(PeerMisbehaved::NotOnLoan)?;
         book.free.push(index);

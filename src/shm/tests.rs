@@ -2,9 +2,9 @@
 
 use super::arena::{AllocError, Arena, Options};
 use super::block::{Frozen, Segments};
-use super::handle::{Handle, MASK_24};
+use super::handle::{Handle, MASK_24, MASK_36};
 use super::loans::{LendProblem, LoanQuota, Loans};
-use super::view::{Borrowed, Home, View, ViewError};
+use super::view::{Borrowed, Home, Place, View, ViewError};
 use crate::sys::fork;
 use crate::sys::memfd::{BadMemory, Writable};
 use crate::sys::misbehaved::PeerMisbehaved;
@@ -36,12 +36,13 @@ fn a_handle_comes_home_once_and_as_it_was() {
     let (book, message) = (loans(10, u64::MAX), message(&arena, &[8]));
     let (first, second) = (book.lend(&message).unwrap(), book.lend(&message).unwrap());
     assert_ne!(first, second);
+    let (number, offset, len, ticket) = (first.arena(), first.offset(), first.len(), first.ticket());
     for bent in [
-        Handle { offset: first.offset + 1, ..first },
-        Handle { len: first.len + 1, ..first },
-        Handle { arena: first.arena ^ 1, ..first },
-        Handle { ticket: first.ticket ^ 1 << 31, ..first },
-        Handle { ticket: 77, ..first },
+        Handle::new(number, offset + 1, len, ticket),
+        Handle::new(number, offset, len + 1, ticket),
+        Handle::new(number ^ 1, offset, len, ticket),
+        Handle::new(number, offset, len, ticket ^ 1 << 31),
+        Handle::new(number, offset, len, 77),
     ] {
         assert_eq!(book.give_back(bent), Err(PeerMisbehaved::NotOnLoan));
     }
@@ -161,18 +162,24 @@ fn a_view_resolves_what_lies_inside_and_nothing_else() {
     let home = Arc::new(Shelf(view, Mutex::default()));
     let words = bytes / 8;
     let resolve = |arena, offset, len| {
-        let handle = Handle { arena, offset, len, ticket: 3 };
-        Borrowed::new(handle, home.clone()).map(|borrowed| borrowed.whole().words())
+        Borrowed::new(Handle::new(arena, offset, len, 3), home.clone()).map(|borrowed| borrowed.whole().words())
     };
     assert_eq!(resolve(7, 0, 1), Ok(1));
     assert_eq!(resolve(7, words - 1, 1), Ok(1));
     assert_eq!(resolve(7, 0, words), Ok(words as usize));
-    for (offset, len) in [(words, 1), (words - 1, 2), (0, words + 1), (u64::MAX, 2), (2, u64::MAX), (0, 0)] {
+    for (offset, len) in [(words, 1), (words - 1, 2), (0, words + 1), (MASK_36, 2), (2, MASK_36)] {
         let expected = PeerMisbehaved::HandleOutOfRange { offset, len, arena_words: words };
         assert_eq!(resolve(7, offset, len), Err(expected));
     }
+    // What a table names may be any words at all.
+    let whole = Borrowed::new(Handle::new(7, 0, 1, 3), home.clone()).unwrap();
+    for (offset, len) in [(words, 1), (u64::MAX, 2), (2, u64::MAX), (0, 0)] {
+        let expected = PeerMisbehaved::HandleOutOfRange { offset, len, arena_words: words };
+        assert_eq!(whole.part(offset, len).map(Place::words), Err(expected));
+    }
+    drop(whole);
     assert_eq!(resolve(MASK_24, 0, 1), Err(PeerMisbehaved::UnknownArena { found: MASK_24, expected: 7 }));
-    assert_eq!(home.1.lock().len(), 3, "what was resolved came home once");
+    assert_eq!(home.1.lock().len(), 4, "what was resolved came home once");
 }
 
 #[test]

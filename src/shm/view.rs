@@ -44,10 +44,10 @@ impl View {
 
     #[inline]
     fn borrow(&self, handle: Handle) -> Result<Place, PeerMisbehaved> {
-        if handle.arena != self.arena {
-            return Err(PeerMisbehaved::UnknownArena { found: handle.arena, expected: self.arena });
+        if handle.arena() != self.arena {
+            return Err(PeerMisbehaved::UnknownArena { found: handle.arena(), expected: self.arena });
         }
-        self.check(handle.offset, handle.len)
+        self.check(handle.offset(), handle.len())
     }
 
     /// A run of words that the peer goes on writing.
@@ -61,7 +61,7 @@ impl View {
     /// Begins to fetch what a handle names, before anyone has time to look at it.
     #[inline]
     pub(crate) fn fetch(&self, handle: Handle) {
-        if let Ok(place) = self.check(handle.offset, handle.len) {
+        if let Ok(place) = self.check(handle.offset(), handle.len()) {
             cpu::fetch(place.start.as_ptr());
         }
     }
@@ -109,23 +109,29 @@ impl Place {
 
 /// Memory on loan from a peer: checked to exist, not to stay as it is. Goes home on drop.
 pub(crate) struct Borrowed {
-    place: Place,
+    /// Where the words lie that `handle` names.
+    start: NonNull<u8>,
     handle: Handle,
     home: Arc<dyn Home>,
 }
+
+// SAFETY: as for `Place`; the rest is a number and a home that any thread may use.
+unsafe impl Send for Borrowed {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Borrowed {}
 
 impl Borrowed {
     /// Resolves a peer's handle: the only way from one to memory.
     #[inline]
     pub(crate) fn new(handle: Handle, home: Arc<dyn Home>) -> Result<Self, PeerMisbehaved> {
-        let place = home.view().borrow(handle)?;
-        Ok(Self { place, handle, home })
+        let start = home.view().borrow(handle)?.start;
+        Ok(Self { start, handle, home })
     }
 
     /// What the handle itself names.
     #[inline]
     pub(crate) fn whole(&self) -> Place {
-        self.place
+        Place { start: self.start, len: self.handle.len() as usize }
     }
 
     /// Another part of the same arena that the peer names, as a segment table does.

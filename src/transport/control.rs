@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let area = AreaAt { offset: 1 << 35, slots: 256 };
-        let handle = Handle { arena: 1, offset: 2, len: 3, ticket: 4 };
+        let handle = Handle::new(1, 2, 3, 4);
         let refusals = [
             Refusal::UnknownName,
             Refusal::OtherSchema(u64::MAX),

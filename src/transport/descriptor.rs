@@ -15,7 +15,8 @@ use crate::sys::misbehaved::PeerMisbehaved;
 /// A slot's meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Descriptor {
-    Message(Envelope),
+    /// A message, and a handle of the receiver's that goes home with it.
+    Message(Envelope, Option<Handle>),
     /// Nothing but handles that go home.
     Returns([Option<Handle>; RETURNS]),
 }
@@ -29,8 +30,6 @@ pub(crate) struct Envelope {
     pub(crate) in_reply_to: Option<u64>,
     pub(crate) handle: Handle,
     pub(crate) segments: u16,
-    /// A handle of the receiver's that goes home with it.
-    pub(crate) returned: Option<Handle>,
 }
 
 /// Handles that fit a slot of nothing else.
@@ -40,12 +39,13 @@ const MESSAGE: u64 = 1;
 const RETURNED: u64 = 2;
 
 impl Descriptor {
+    #[inline]
     pub(crate) fn to_words(self) -> Payload {
         let words = |handle: Option<Handle>| handle.map_or([0, 0], Handle::to_words);
         match self {
-            Self::Message(envelope) => {
+            Self::Message(envelope, returned) => {
                 let [handle_low, handle_high] = envelope.handle.to_words();
-                let [returned_low, returned_high] = words(envelope.returned);
+                let [returned_low, returned_high] = words(returned);
                 [
                     MESSAGE | u64::from(envelope.segments) << 16,
                     envelope.id,
@@ -70,16 +70,19 @@ impl Descriptor {
     }
 
     /// Reads a peer's words. Bits without a meaning here are left to later versions.
+    #[inline]
     pub(crate) fn from_words(payload: Payload) -> Result<Self, PeerMisbehaved> {
         let [head, a, b, c, d, e, f] = payload;
         match head & 0xFF {
-            MESSAGE => Ok(Self::Message(Envelope {
-                id: a,
-                in_reply_to: (b != 0).then_some(b),
-                handle: Handle::from_words([c, d]).ok_or(PeerMisbehaved::NoHandle)?,
-                segments: (head >> 16) as u16,
-                returned: Handle::from_words([e, f]),
-            })),
+            MESSAGE => {
+                let envelope = Envelope {
+                    id: a,
+                    in_reply_to: (b != 0).then_some(b),
+                    handle: Handle::from_words([c, d]).ok_or(PeerMisbehaved::NoHandle)?,
+                    segments: (head >> 16) as u16,
+                };
+                Ok(Self::Message(envelope, Handle::from_words([e, f])))
+            }
             RETURNED => {
                 let home = [[a, b], [c, d], [e, f]].map(Handle::from_words);
                 if home.iter().all(Option::is_none) { Err(PeerMisbehaved::NoHandle) } else { Ok(Self::Returns(home)) }
@@ -94,17 +97,16 @@ mod tests {
     use super::*;
 
     fn handle(offset: u64) -> Handle {
-        Handle { arena: 3, offset, len: 9, ticket: 77 }
+        Handle::new(3, offset, 9, 77)
     }
 
     #[test]
     fn what_is_written_is_read() {
-        let envelope =
-            Envelope { id: 5, in_reply_to: Some(4), handle: handle(1), segments: 512, returned: Some(handle(2)) };
-        let plain = Envelope { in_reply_to: None, returned: None, ..envelope };
+        let envelope = Envelope { id: 5, in_reply_to: Some(4), handle: handle(1), segments: 512 };
+        let plain = Envelope { in_reply_to: None, ..envelope };
         for descriptor in [
-            Descriptor::Message(envelope),
-            Descriptor::Message(plain),
+            Descriptor::Message(envelope, Some(handle(2))),
+            Descriptor::Message(plain, None),
             Descriptor::Returns([Some(handle(1)), None, None]),
             Descriptor::Returns([1, 2, 3].map(|n| Some(handle(n)))),
         ] {

@@ -1,7 +1,7 @@
 //! The receiving half of a lane: what is in the other side's ring, and the wait for it. Books what comes home; passes
 //! messages on unopened.
 
-use super::descriptor::{Descriptor, Envelope};
+use super::descriptor::{Descriptor, Envelope, RETURNS};
 use super::ended::Ended;
 use super::link::Core;
 use super::port::Port;
@@ -32,9 +32,9 @@ pub(super) enum Found {
     Broken(PeerMisbehaved),
 }
 
-/// Slots of returns that one look may book: a peer that fills them as fast as they are emptied must not keep a waiter
+/// Slots of returns that are booked at a time: a peer that fills them as fast as they are emptied must not keep a waiter
 /// from its deadline, nor the watcher from other sessions.
-const RETURNS_PER_LOOK: usize = 64;
+const RETURNS_PER_TURN: usize = 64;
 
 impl Inbox {
     pub(super) fn new(own: Arc<OwnWords>, peer: Arc<PeerWords>, fence: Fence, strategy: Wait) -> Self {
@@ -46,27 +46,29 @@ impl Inbox {
         }
     }
 
-    /// What there is already.
-    #[inline]
-    pub(super) fn look(&mut self, port: &Port) -> Option<Found> {
+    /// Takes what there is already.
+    // Into its two callers, so that the envelope goes from the slot to where it is wanted without a stop in between.
+    #[inline(always)]
+    pub(super) fn take(&mut self, port: &Port) -> Option<Found> {
         // Read before the ring: what was published before the end must still be found.
         let open = port.is_open();
-        if port.is_over() {
+        if !open && port.is_over() {
             return Some(Found::End);
         }
-        for _ in 0..RETURNS_PER_LOOK {
+        for _ in 0..RETURNS_PER_TURN {
             let opened = match self.consumer.try_pop() {
                 Ok(None) if open => return None,
                 Ok(None) => return Some(Found::End),
-                Ok(Some(payload)) => open_slot(port.core(), payload),
+                Ok(Some(payload)) => {
+                    self.sender.notify(|| self.consumer.producers_spot());
+                    open_slot(port, payload)
+                }
                 Err(broken) => Err(broken),
             };
-            self.sender.notify(|| self.consumer.producers_spot());
             match opened {
                 Ok(None) => {}
                 Ok(Some(envelope)) => {
-                    // Its first line comes from the other CPU while the rest is done here.
-                    port.view().fetch(envelope.handle);
+                    self.patience.found();
                     return Some(Found::Message(envelope));
                 }
                 Err(broken) => return Some(Found::Broken(broken)),
@@ -84,22 +86,26 @@ impl Inbox {
             }
             let Some(payload) = self.consumer.try_pop()? else { return Ok(()) };
             self.sender.notify(|| self.consumer.producers_spot());
-            home.extend(open_slot(core, payload)?.map(|envelope| envelope.handle));
+            match Descriptor::from_words(payload)? {
+                Descriptor::Message(envelope, returned) => {
+                    home.push(envelope.handle);
+                    returned.map_or(Ok(()), |handle| core.loans().give_back(handle))?;
+                }
+                Descriptor::Returns(returned) => give_back(core, returned)?,
+            }
         }
         Ok(())
     }
 
-    /// Waits for what comes; `None` once the deadline has passed.
-    #[inline]
-    pub(super) fn wait(&mut self, port: &Port, deadline: &mut Deadline) -> Option<Found> {
-        let mut arrival = Arrival { inbox: self, port };
-        wait::wait(&mut arrival, &port.bell, deadline)
+    /// Waits until there is something to take; false once the deadline has passed.
+    pub(super) fn wait(&mut self, port: &Port, deadline: &mut Deadline) -> bool {
+        wait::wait(&mut Arrival { inbox: self, port }, &port.bell, deadline)
     }
 
     /// Books what has come home as far as no message is in the way, which only the application may take.
     #[inline]
     pub(super) fn collect(&mut self, port: &Port) -> Result<(), PeerMisbehaved> {
-        for _ in 0..RETURNS_PER_LOOK {
+        for _ in 0..RETURNS_PER_TURN {
             if port.is_over() {
                 return Ok(());
             }
@@ -109,7 +115,7 @@ impl Inbox {
             }
             if let Some(payload) = self.consumer.try_pop()? {
                 self.sender.notify(|| self.consumer.producers_spot());
-                open_slot(port.core(), payload)?;
+                open_slot(port, payload)?;
             }
         }
         Ok(())
@@ -117,21 +123,26 @@ impl Inbox {
 }
 
 /// Books what comes home; passes a message on.
-#[inline]
-fn open_slot(core: &Core, payload: Payload) -> Result<Option<Envelope>, PeerMisbehaved> {
+#[inline(always)]
+fn open_slot(port: &Port, payload: Payload) -> Result<Option<Envelope>, PeerMisbehaved> {
     match Descriptor::from_words(payload)? {
-        Descriptor::Message(envelope) => {
-            if let Some(handle) = envelope.returned {
-                core.loans().give_back(handle)?;
+        Descriptor::Message(envelope, returned) => {
+            // Its first line comes from the other CPU while the rest is done here.
+            port.view().fetch(envelope.handle);
+            if let Some(handle) = returned {
+                port.core().loans().give_back(handle)?;
             }
             Ok(Some(envelope))
         }
-        Descriptor::Returns(home) => {
-            home.into_iter().flatten().try_for_each(|handle| core.loans().give_back(handle))?;
-            core.arm();
-            Ok(None)
-        }
+        Descriptor::Returns(home) => give_back(port.core(), home).map(|()| None),
     }
+}
+
+#[cold]
+fn give_back(core: &Core, home: [Option<Handle>; RETURNS]) -> Result<(), PeerMisbehaved> {
+    home.into_iter().flatten().try_for_each(|handle| core.loans().give_back(handle))?;
+    core.arm();
+    Ok(())
 }
 
 /// Waiting for a message.
@@ -141,11 +152,9 @@ struct Arrival<'a> {
 }
 
 impl Source for Arrival<'_> {
-    type Item = Found;
-
     #[inline]
-    fn look(&mut self) -> Option<Found> {
-        self.inbox.look(self.port)
+    fn ready(&mut self) -> bool {
+        self.inbox.consumer.is_ready() || !self.port.is_open()
     }
 
     fn spot(&self) -> (Spot<'_>, u32) {

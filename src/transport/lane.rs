@@ -8,7 +8,6 @@ use super::link::Link;
 use super::port::Port;
 use crate::ring::{Full, Producer, area};
 use crate::sys::futex::Spot;
-use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
 use crate::wait::{self, Deadline, Notifier, Patience, Sleeper, Source, Wait};
 use std::sync::Arc;
@@ -109,7 +108,7 @@ impl Lane {
             self.port.collect();
         }
         let returned = self.port.pop_owed();
-        let sent = self.push(Descriptor::Message(Envelope { returned, ..envelope }));
+        let sent = self.push(Descriptor::Message(envelope, returned));
         if let (Some(handle), Ok(false)) = (returned, &sent) {
             self.port.push_front_owed(handle);
         }
@@ -128,13 +127,14 @@ impl Lane {
     #[cold]
     fn wait_for_room(&mut self, deadline: &mut Deadline) -> Result<(), LaneError> {
         let mut room = Room { outbox: &mut self.outbox, port: &self.port };
-        match wait::wait(&mut room, &self.port.bell, deadline) {
-            Some(Ok(())) => Ok(()),
-            Some(Err(broken)) => Err(self.port.cut_off(broken).into()),
-            None => Err(LaneError::TimedOut),
+        if !wait::wait(&mut room, &self.port.bell, deadline) {
+            return Err(LaneError::TimedOut);
         }
+        self.outbox.patience.found();
+        Ok(())
     }
 
+    #[inline]
     fn push(&mut self, descriptor: Descriptor) -> Result<bool, EndedError> {
         let Outbox { producer, receiver, wakes, .. } = &mut self.outbox;
         match producer.try_push(&descriptor.to_words()) {
@@ -151,7 +151,7 @@ impl Lane {
     #[inline]
     pub(crate) fn try_recv(&mut self) -> Result<Option<Envelope>, EndedError> {
         self.return_many();
-        match self.port.with_inbox(|inbox| inbox.look(&self.port)).unwrap_or(Some(Found::End)) {
+        match self.port.with_inbox(|inbox| inbox.take(&self.port)).unwrap_or(Some(Found::End)) {
             None => Ok(None),
             Some(found) => self.settle(found).map(Some),
         }
@@ -161,12 +161,28 @@ impl Lane {
     #[inline]
     pub(crate) fn recv(&mut self, deadline: &mut Deadline) -> Result<Envelope, LaneError> {
         self.return_many();
-        match self.port.with_inbox(|inbox| inbox.wait(&self.port, deadline)).unwrap_or(Some(Found::End)) {
-            None => Err(LaneError::TimedOut),
-            Some(found) => Ok(self.settle(found)?),
+        let port = &*self.port;
+        let found = port.with_inbox(|inbox| {
+            let mut again = false;
+            loop {
+                if let Some(found) = inbox.take(port) {
+                    return Some(found);
+                }
+                // Ready with nothing but returns: that must not go on for ever.
+                if (again && deadline.has_passed()) || !inbox.wait(port, deadline) {
+                    return None;
+                }
+                again = true;
+            }
+        });
+        match found {
+            Some(Some(found)) => Ok(self.settle(found)?),
+            Some(None) => Err(LaneError::TimedOut),
+            None => Ok(self.settle(Found::End)?),
         }
     }
 
+    #[inline]
     fn settle(&self, found: Found) -> Result<Envelope, EndedError> {
         match found {
             Found::Message(envelope) => Ok(envelope),
@@ -213,14 +229,9 @@ struct Room<'a> {
 }
 
 impl Source for Room<'_> {
-    type Item = Result<(), PeerMisbehaved>;
-
-    fn look(&mut self) -> Option<Self::Item> {
-        match self.outbox.producer.has_room() {
-            // Not open any more: sending anew says why.
-            Ok(room) => (room || !self.port.is_open()).then_some(Ok(())),
-            Err(broken) => Some(Err(broken)),
-        }
+    fn ready(&mut self) -> bool {
+        // Not open any more, or a cursor that cannot be: sending anew says so.
+        self.outbox.producer.has_room().unwrap_or(true) || !self.port.is_open()
     }
 
     fn spot(&self) -> (Spot<'_>, u32) {

@@ -19,11 +19,8 @@ use crate::sys::futex::{self, Bell, Spot};
 
 /// What a wait is made of: how to look, and where to sleep.
 pub(crate) trait Source {
-    /// What there is once the wait is over.
-    type Item;
-
-    /// Looks. `Some` ends the wait.
-    fn look(&mut self) -> Option<Self::Item>;
+    /// Whether there is anything to wait for no longer. Cheap: asked again and again.
+    fn ready(&mut self) -> bool;
 
     /// Where to sleep, and what that word holds as long as there is nothing to find.
     fn spot(&self) -> (Spot<'_>, u32);
@@ -32,69 +29,57 @@ pub(crate) trait Source {
     fn waiter(&mut self) -> (&mut Patience, &mut Sleeper);
 }
 
-/// Waits until `source` has something or the deadline passes (`None`).
+/// Waits until `source` is ready, or the deadline passes: false. To be called when it was not ready a moment ago; what
+/// it has is then taken by the caller, who says so to its [`Patience`].
 ///
-/// `bell` must be rung by whatever else can make `look` answer.
-#[inline]
-pub(crate) fn wait<S: Source>(source: &mut S, bell: &Bell, deadline: &mut Deadline) -> Option<S::Item> {
-    match source.look() {
-        Some(item) => {
-            source.waiter().0.found();
-            Some(item)
-        }
-        None => wait_longer(source, bell, deadline),
-    }
-}
-
-fn wait_longer<S: Source>(source: &mut S, bell: &Bell, deadline: &mut Deadline) -> Option<S::Item> {
-    if let Some(item) = spin(source, deadline) {
-        source.waiter().0.found();
-        return Some(item);
+/// `bell` must be rung by whatever else can make `source` ready.
+pub(crate) fn wait<S: Source>(source: &mut S, bell: &Bell, deadline: &mut Deadline) -> bool {
+    if spin(source, deadline) {
+        return true;
     }
     loop {
         // Before the look: whoever rings after it wakes us, whoever rang before is seen by it.
         let rung = bell.value();
         source.waiter().1.lie_down();
-        let found = source.look();
+        let ready = source.ready();
         let in_time = !deadline.has_passed();
-        if found.is_none() && in_time {
+        if !ready && in_time {
             source.waiter().0.sleeps();
             let (spot, empty) = source.spot();
             futex::wait(spot, empty, bell, rung, deadline.at());
         }
         let (patience, sleeper) = source.waiter();
         sleeper.get_up();
-        if found.is_some() {
-            patience.found();
-            return found;
+        if ready {
+            return true;
         }
         if !in_time {
             patience.gave_up();
-            return None;
+            return false;
         }
-        if let Some(item) = source.look() {
-            source.waiter().0.found();
-            return Some(item);
+        if source.ready() {
+            return true;
         }
     }
 }
 
 /// Looks again and again, as long as the waiter has patience.
 #[cfg(not(strait_loom))]
-fn spin<S: Source>(source: &mut S, deadline: &mut Deadline) -> Option<S::Item> {
+#[inline]
+fn spin<S: Source>(source: &mut S, deadline: &mut Deadline) -> bool {
     let (patience, sleeper) = source.waiter();
     let mut turns = patience.turns(sleeper.shares_cpu_with_peer());
     while turns.next(deadline) {
-        if let Some(item) = source.look() {
+        if source.ready() {
             source.waiter().0.caught();
-            return Some(item);
+            return true;
         }
     }
-    None
+    false
 }
 
 /// The models check the sleep, not the spin.
 #[cfg(strait_loom)]
-fn spin<S: Source>(_: &mut S, _: &mut Deadline) -> Option<S::Item> {
-    None
+fn spin<S: Source>(_: &mut S, _: &mut Deadline) -> bool {
+    false
 }

@@ -58,7 +58,7 @@ impl Patience {
 
     /// A wait is over. Had a full budget of spinning caught it where it slept, spin longer next time; else less.
     #[inline]
-    pub(super) fn found(&mut self) {
+    pub(crate) fn found(&mut self) {
         self.found += 1;
         if let Some(since) = self.asleep_since.take() {
             let nearly = since.elapsed().as_nanos() < u128::from(BUDGET_MAX);
