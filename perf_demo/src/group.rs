@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// The most rounds in a row before it is another technique's turn.
 const BLOCK: u32 = 1000;
 
+/// How often in a cycle a technique that moves no bytes and its floor take turns.
+const STEPS: u32 = 4;
+
 /// How long a group may take on a machine that is busy with other things, so that all of them take less than two
 /// minutes.
 const BUDGET: Duration = Duration::from_secs(4);
@@ -144,19 +147,38 @@ impl Group {
             if cycle > 0 && self.budget.is_some_and(|budget| start.elapsed() > budget) {
                 break;
             }
-            for index in 0..self.turns.len() {
-                let technique = self.turns[index].technique;
-                let part = self.turns[index].part(cycle, self.cycles);
-                if part > 0 {
-                    report.doing(&format!("{} {}", self.title, technique.name()));
-                    let turn = &mut self.turns[index];
-                    client.block(technique, files, (turn.warm, part), &mut turn.tally)?;
-                    self.release_after(index, client)?;
-                }
+            let blocks = self.blocks(cycle);
+            for (at, &(index, rounds)) in blocks.iter().enumerate() {
+                let turn = &mut self.turns[index];
+                report.doing(&format!("{} {}", self.title, turn.technique.name()));
+                client.block(turn.technique, files, (turn.warm, rounds), &mut turn.tally)?;
+                self.release_before(blocks[at + 1..].iter().map(|&(next, _)| next), index, client)?;
             }
             report.progress(cycle, self.cycles);
         }
         self.verify(client, files, report)
+    }
+
+    /// The blocks of a cycle, as turns and rounds. What moves no bytes takes turns with its floor several times, and
+    /// who is first changes: how soon a CPU wakes depends on what it did just before.
+    fn blocks(&self, cycle: u32) -> Vec<(usize, u32)> {
+        let place = |technique| self.turns.iter().position(|turn| turn.technique == technique);
+        let floor = place(self.settled.wait.floor());
+        let pair = place(Technique::Shm)
+            .zip(floor)
+            .map_or_else(|| floor.into_iter().collect(), |(shm, floor)| vec![shm, floor]);
+        let part = |index: usize| self.turns[index].part(cycle, self.cycles);
+        let others = (0..self.turns.len()).filter(|index| !pair.contains(index)).map(|index| (index, part(index)));
+        let mut blocks: Vec<_> = others.collect();
+        for step in 0..STEPS {
+            let mut both: Vec<_> = pair.iter().map(|&index| (index, share(part(index), step, STEPS))).collect();
+            if cycle % 2 == 1 {
+                both.reverse();
+            }
+            blocks.extend(both);
+        }
+        blocks.retain(|&(_, rounds)| rounds > 0);
+        blocks
     }
 
     fn verify(&mut self, client: &mut Client, files: &Files, report: &mut Report) -> anyhow::Result<()> {
@@ -165,16 +187,21 @@ impl Group {
             report.doing(&format!("{} {}: verifying", self.title, turn.technique.name()));
             let right = client.verify(turn.technique, files)?;
             turn.tally.verified(right);
-            self.release_after(index, client)?;
+            self.release_before(index + 1..self.turns.len(), index, client)?;
         }
         Ok(())
     }
 
-    /// Frees what the next technique does not share.
-    fn release_after(&self, index: usize, client: &mut Client) -> anyhow::Result<()> {
+    /// Frees what the next technique does not share; floors have nothing.
+    fn release_before(
+        &self,
+        next: impl IntoIterator<Item = usize>,
+        index: usize,
+        client: &mut Client,
+    ) -> anyhow::Result<()> {
         let technique = self.turns[index].technique;
-        let next = self.turns.get(index + 1).map(|turn| turn.technique);
-        let shares = technique == Technique::Classic && next == Some(Technique::Bare);
+        let next = next.into_iter().map(|next| self.turns[next].technique).find(|next| !next.is_floor());
+        let shares = next == Some(technique) || technique == Technique::Classic && next == Some(Technique::Bare);
         if self.huge && !shares {
             client.release(technique)?;
         }
@@ -215,9 +242,14 @@ impl Turn {
 
     /// How many of its rounds are in a cycle, so that they spread evenly.
     fn part(&self, cycle: u32, cycles: u32) -> u32 {
-        let until = |cycle: u32| u64::from(self.rounds) * u64::from(cycle) / u64::from(cycles);
-        (until(cycle + 1) - until(cycle)) as u32
+        share(self.rounds, cycle, cycles)
     }
+}
+
+/// The share of one of so many turns in a number of rounds; all shares make the whole.
+fn share(rounds: u32, turn: u32, turns: u32) -> u32 {
+    let until = |turn: u32| u64::from(rounds) * u64::from(turn) / u64::from(turns);
+    (until(turn + 1) - until(turn)) as u32
 }
 
 /// As many as take about a second.
