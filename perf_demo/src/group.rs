@@ -14,9 +14,10 @@ const BLOCK: u32 = 1000;
 /// How often in a cycle a technique that moves no bytes and its floor take turns.
 const STEPS: u32 = 4;
 
-/// How long a group may take on a machine that is busy with other things, so that all of them take less than two
-/// minutes.
+/// How long a group may take at most, and on average: a machine that is busy with other things gets fewer rounds,
+/// because a plain run is to take less than two minutes.
 const BUDGET: Duration = Duration::from_secs(4);
+const AVERAGE: Duration = Duration::from_millis(3300);
 
 /// Floor rounds in each turn at least.
 const FLOOR_BLOCK: u32 = 200;
@@ -29,7 +30,10 @@ pub(crate) fn run_all(options: &Measure, client: &mut Client, report: &mut Repor
     let sources = sources(options, client);
     let pins = pins(options, client);
     let techniques = techniques(options);
-    report.begin(sources.len() * options.wait.len() * pins.len());
+    let groups = sources.len() * options.wait.len() * pins.len();
+    report.begin(groups);
+    let mut groups = u32::try_from(groups).unwrap_or(u32::MAX);
+    let (start, all) = (Instant::now(), AVERAGE.saturating_mul(groups));
     for source in &sources {
         report.doing(&format!("{}: preparing", show(source.bytes())));
         let files = Twin::BOTH.map(|twin| Expected::of(source, twin));
@@ -39,6 +43,9 @@ pub(crate) fn run_all(options: &Measure, client: &mut Client, report: &mut Repor
         for &pin in &pins {
             for &wait in &options.wait {
                 let mut group = Group::new(options, source, pin, wait, &techniques);
+                let left = all.saturating_sub(start.elapsed()) / groups.max(1);
+                group.budget = options.rounds.is_none().then_some(left.min(BUDGET));
+                groups = groups.saturating_sub(1);
                 group.run(client, &files, report)?;
                 report.add(group.into_rows(client, options.fresh, source))?;
             }
@@ -122,7 +129,7 @@ impl Group {
             pin,
             turns,
             cycles,
-            budget: options.rounds.is_none().then_some(BUDGET),
+            budget: None,
             huge,
             title: format!("{} {}", show(bytes), wait.name()),
         }
