@@ -42,6 +42,7 @@ pub use self::{
     },
     shm::{
         arena::{AllocError, Arena},
+        blob::{Blob, BlobBuilder, BlobReader, ReceivedBlob},
         loans::{LoanQuota, QuotaExceeded},
         view::ViewError,
     },

@@ -92,7 +92,7 @@ mod tests {
 
     fn envelope(id: u64) -> Envelope {
         let handle = Handle::new(1, id, 1, 0);
-        Envelope { id, in_reply_to: None, handle, segments: 1 }
+        Envelope { id, in_reply_to: None, handle, segments: 1, blobs: 0 }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod error;
 pub use error::{RecvError, RequestError, SendError};
 
 use crate::message::{Builder, Message, OpenProblem, Opening, Received, Schema, Shelf, Trust};
+use crate::shm::arena::Arena;
 use crate::shm::handle::Handle;
 use crate::shm::loans::LendProblem;
 use crate::shm::view::Borrowed;
@@ -62,16 +63,22 @@ impl<T: Schema> Channel<T> {
         Self { lane, trust, shelf: Arc::default(), conversation: Conversation::default(), serial, root: PhantomData }
     }
 
+    /// This side's arena, which its messages and their blobs are built in.
+    #[must_use]
+    pub fn arena(&self) -> &Arena {
+        self.port().core().arena()
+    }
+
     /// Begins a message in this side's arena.
     #[must_use]
     pub fn create_msg(&self) -> Builder<T> {
-        Builder::new(self.port().core().arena())
+        Builder::new(self.arena())
     }
 
     /// Begins a message of about `bytes` bytes, in one segment.
     #[must_use]
     pub fn create_msg_with_capacity(&self, bytes: usize) -> Builder<T> {
-        Builder::with_capacity(self.port().core().arena(), bytes)
+        Builder::with_capacity(self.arena(), bytes)
     }
 
     /// Sends a message, waiting for room as long as it takes. Returns its number.
@@ -250,12 +257,12 @@ impl<T: Schema> Channel<T> {
     #[inline]
     fn open(&mut self, envelope: Envelope) -> Result<Received<T>, RecvError> {
         let opened = self.borrow(envelope.handle).map_err(OpenProblem::Peer).and_then(|borrowed| {
-            let Envelope { segments, id, in_reply_to, .. } = envelope;
-            Received::open(
-                Opening { borrowed, segments, id, in_reply_to, channel: self.serial },
-                self.trust,
-                &self.shelf,
-            )
+            let Envelope { segments, blobs, id, in_reply_to, .. } = envelope;
+            let opening = Opening { borrowed, segments, id, in_reply_to, channel: self.serial };
+            match blobs {
+                0 => Received::open(opening, self.trust, &self.shelf),
+                _ => Received::open_with(opening, blobs, self.trust, &self.shelf),
+            }
         });
         opened.map_err(|problem| match problem {
             OpenProblem::Peer(broken) => self.cut_off(broken),
@@ -320,6 +327,8 @@ impl<T: Schema> Channel<T> {
             handle: core.loans().lend(frozen).map_err(|problem| self.not_lent(problem))?,
             // At most 512, or it would not be frozen.
             segments: frozen.segment_count() as u16,
+            // At most 255, likewise.
+            blobs: frozen.blobs().len() as u8,
         })
     }
 

@@ -4,6 +4,7 @@ use super::frozen::Message;
 use super::schema::Schema;
 use super::segments::{ArenaSegments, FIRST_WORDS};
 use crate::shm::arena::{AllocError, Arena};
+use crate::shm::blob::Blob;
 use crate::shm::block::{FreezeProblem, Frozen};
 use capnp::any_pointer;
 use capnp::message;
@@ -21,6 +22,23 @@ pub enum FreezeError {
     /// Cap'n Proto messages have at most 512 segments. Give the builder its size up front.
     #[error("message of {0} segments: at most 512; give the builder a size up front")]
     TooManySegments(usize),
+    /// A message takes at most 255 blobs.
+    #[error("message with {0} blobs: at most 255")]
+    TooManyBlobs(usize),
+    /// A blob was built in another arena than the message.
+    #[error("a blob was built in another arena than the message")]
+    ForeignBlob,
+}
+
+impl From<FreezeProblem> for FreezeError {
+    fn from(problem: FreezeProblem) -> Self {
+        match problem {
+            FreezeProblem::Alloc(error) => Self::Alloc(error),
+            FreezeProblem::Segments(count) => Self::TooManySegments(count),
+            FreezeProblem::Blobs(count) => Self::TooManyBlobs(count),
+            FreezeProblem::ForeignBlob => Self::ForeignBlob,
+        }
+    }
 }
 
 /// A message being written in shared memory: a Cap'n Proto builder whose segments are blocks of an [`Arena`].
@@ -42,6 +60,7 @@ pub enum FreezeError {
 /// ```
 pub struct Builder<T: Schema> {
     capnp: message::Builder<ArenaSegments>,
+    blobs: Vec<Blob>,
     root: PhantomData<fn() -> T>,
 }
 
@@ -62,7 +81,8 @@ impl<T: Schema> Builder<T> {
     }
 
     fn with_first_segment(arena: &Arena, words: u32) -> Self {
-        Self { capnp: message::Builder::new(ArenaSegments::new(arena.clone(), words)), root: PhantomData }
+        let capnp = message::Builder::new(ArenaSegments::new(arena.clone(), words));
+        Self { capnp, blobs: Vec::new(), root: PhantomData }
     }
 
     /// Begins the root struct.
@@ -86,6 +106,16 @@ impl<T: Schema> Builder<T> {
         self.capnp.set_root(value)
     }
 
+    /// Has a blob travel with the message, after those attached before: up to 255, out of the message's own arena. The
+    /// receiver finds them in this order ([`Received::blobs`](crate::Received::blobs)). A message may consist of nothing
+    /// else: a root that was never begun costs a few words.
+    ///
+    /// [`freeze`](Self::freeze) reports what cannot be.
+    pub fn attach_blob(&mut self, blob: Blob) -> &mut Self {
+        self.blobs.push(blob);
+        self
+    }
+
     /// Ends the writing. From here on nobody writes these bytes, and they can be sent.
     ///
     /// # Errors
@@ -95,10 +125,9 @@ impl<T: Schema> Builder<T> {
             // Never begun: an empty root, which reads as the default.
             self.capnp.init_root::<any_pointer::Builder<'_>>();
         }
-        match Frozen::new(self.capnp.into_allocator().finish()?) {
-            Ok(frozen) => Ok(Message::new(Arc::new(frozen))),
-            Err(FreezeProblem::Alloc(error)) => Err(error.into()),
-            Err(FreezeProblem::Segments(count)) => Err(FreezeError::TooManySegments(count)),
-        }
+        let segments = self.capnp.into_allocator().finish()?;
+        let frozen =
+            if self.blobs.is_empty() { Frozen::new(segments) } else { Frozen::with_blobs(segments, self.blobs) };
+        Ok(Message::new(Arc::new(frozen?)))
     }
 }

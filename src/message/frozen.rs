@@ -1,6 +1,7 @@
 //! A finished message, seen from its owner's side.
 
 use super::schema::Schema;
+use crate::shm::blob::Blob;
 use crate::shm::block::Frozen;
 use capnp::message::{Reader, ReaderOptions, ReaderSegments, TypedReader};
 use std::marker::PhantomData;
@@ -43,6 +44,12 @@ impl<T: Schema> Message<T> {
         // Its own writing is believed: no limits.
         let options = ReaderOptions { traversal_limit_in_words: None, nesting_limit: i32::MAX };
         TypedReader::new(Reader::new(OwnSegments(self.frozen.clone()), options))
+    }
+
+    /// The blobs that go with it, in the order they were attached.
+    #[must_use]
+    pub fn blobs(&self) -> &[Blob] {
+        self.frozen.blobs()
     }
 
     /// The segments as Cap'n Proto would write them to a stream, in order.

@@ -2,6 +2,7 @@
 
 use super::schema::Schema;
 use super::trust::Trust;
+use crate::shm::blob::ReceivedBlob;
 use crate::shm::block::MAX_SEGMENTS;
 use crate::shm::view::{Borrowed, Place};
 use crate::sys::fork;
@@ -38,6 +39,8 @@ pub struct Received<T: Schema> {
     id: u64,
     in_reply_to: Option<u64>,
     channel: u64,
+    /// Rare, so elsewhere.
+    attached: Option<Box<Attached>>,
     fork: u32,
     root: PhantomData<fn() -> T>,
 }
@@ -99,7 +102,22 @@ impl<T: Schema> Received<T> {
             (count, Some(limit)) => Segments::copied(borrowed, count, limit, shelf)?,
         };
         let reader = Reader::new(segments, options);
-        Ok(Self { reader, id, in_reply_to, channel, fork: fork::generation(), root: PhantomData })
+        Ok(Self { reader, id, in_reply_to, channel, attached: None, fork: fork::generation(), root: PhantomData })
+    }
+
+    /// As [`open`](Self::open), for a message that something travels with.
+    #[cold]
+    pub(crate) fn open_with(
+        opening: Opening,
+        blobs: u8,
+        trust: Trust,
+        shelf: &Arc<Shelf>,
+    ) -> Result<Self, OpenProblem> {
+        let Opening { borrowed, segments, id, in_reply_to, channel } = opening;
+        let (segments, options, blobs) = Segments::with_blobs(borrowed, segments, blobs, trust, shelf)?;
+        let attached = Some(Box::new(Attached { blobs }));
+        let reader = Reader::new(segments, options);
+        Ok(Self { reader, id, in_reply_to, channel, attached, fork: fork::generation(), root: PhantomData })
     }
 
     /// The root struct.
@@ -127,11 +145,18 @@ impl<T: Schema> Received<T> {
         self.in_reply_to
     }
 
+    /// The blobs that came with it, in the order they were attached. They stay on loan where the message itself is
+    /// copied.
+    #[must_use]
+    pub fn blobs(&self) -> &[ReceivedBlob] {
+        self.attached.as_ref().map_or(&[], |attached| &attached.blobs)
+    }
+
     pub(crate) fn channel(&self) -> u64 {
         self.channel
     }
 
-    /// How many bytes it has in all.
+    /// How many bytes it has in all, blobs not counted.
     #[must_use]
     pub fn size(&self) -> usize {
         if self.fork == fork::generation() { self.reader.size_in_words() * 8 } else { 0 }
@@ -144,6 +169,11 @@ impl<T: Schema> std::fmt::Debug for Received<T> {
     }
 }
 
+/// What travels with a message beside its structure.
+struct Attached {
+    blobs: Vec<ReceivedBlob>,
+}
+
 /// A lender that is believed may nest and repeat as it likes, short of the reader's stack.
 const BELIEVED: ReaderOptions = ReaderOptions { traversal_limit_in_words: None, nesting_limit: 64 };
 
@@ -154,14 +184,23 @@ const WALK_MIN: usize = 8 << 20;
 fn places(borrowed: &Borrowed, segments: u16) -> Result<SmallVec<[Place; 1]>, PeerMisbehaved> {
     match usize::from(segments) {
         1 => Ok(smallvec::smallvec![borrowed.whole()]),
-        // Before anything is copied: the table may claim to be as long as the arena.
-        count @ 2..=MAX_SEGMENTS if borrowed.whole().words() == 2 * count => {
-            let mut table = Vec::with_capacity(2 * count);
-            borrowed.copy_out(borrowed.whole(), &mut table);
+        count @ 2..=MAX_SEGMENTS => {
+            let table = table(borrowed, count).ok_or(PeerMisbehaved::SegmentCount(u32::from(segments)))?;
             table.as_chunks::<2>().0.iter().map(|&[offset, len]| borrowed.part(offset, len)).collect()
         }
         _ => Err(PeerMisbehaved::SegmentCount(u32::from(segments))),
     }
+}
+
+/// What the handle of a table names, read once; `None` if that is not as long as so many entries.
+fn table(borrowed: &Borrowed, entries: usize) -> Option<Vec<u64>> {
+    // Before anything is copied: the table may claim to be as long as the arena.
+    if borrowed.whole().words() != 2 * entries {
+        return None;
+    }
+    let mut table = Vec::with_capacity(2 * entries);
+    borrowed.copy_out(borrowed.whole(), &mut table);
+    Some(table)
 }
 
 /// Small, because it is moved: what is rare lies elsewhere.
@@ -169,6 +208,8 @@ enum Segments {
     /// The one that the handle names.
     InPlace(Borrowed),
     Several(Borrowed, Box<[Place]>),
+    /// With blobs on the same loan.
+    Shared(Arc<Borrowed>, Box<[Place]>),
     Copied(Box<Copied>),
 }
 
@@ -185,12 +226,47 @@ impl Segments {
         limit: u64,
         shelf: &Arc<Shelf>,
     ) -> Result<(Self, ReaderOptions), OpenProblem> {
-        let copy = Copied::new(&borrowed, &places(&borrowed, count)?, limit, shelf.clone())?;
+        Self::copied_from(&borrowed, &places(&borrowed, count)?, limit, shelf)
+    }
+
+    fn copied_from(
+        borrowed: &Borrowed,
+        places: &[Place],
+        limit: u64,
+        shelf: &Arc<Shelf>,
+    ) -> Result<(Self, ReaderOptions), OpenProblem> {
+        let copy = Copied::new(borrowed, places, limit, shelf.clone())?;
         // Several pointers to one object make a small message a large one to walk. Cap'n Proto counts over all reading
         // of a message, so the limit leaves room for reading it again.
         let walk = copy.words.len().saturating_mul(16).saturating_add(WALK_MIN);
         let options = ReaderOptions { traversal_limit_in_words: Some(walk), nesting_limit: 32 };
         Ok((Self::Copied(Box::new(copy)), options))
+    }
+
+    /// With blobs there is a table always: of the segments, then of the blobs, which share the loan.
+    fn with_blobs(
+        borrowed: Borrowed,
+        segments: u16,
+        blobs: u8,
+        trust: Trust,
+        shelf: &Arc<Shelf>,
+    ) -> Result<(Self, ReaderOptions, Vec<ReceivedBlob>), OpenProblem> {
+        let count = usize::from(segments);
+        let possible = (1..=MAX_SEGMENTS).contains(&count);
+        let table = if possible { table(&borrowed, count + usize::from(blobs)) } else { None };
+        let table = table.ok_or(PeerMisbehaved::SegmentCount(u32::from(segments)))?;
+        let mut entries = table.as_chunks::<2>().0.iter();
+        let places = entries.by_ref().take(count).map(|&[offset, len]| borrowed.part(offset, len));
+        let places = places.collect::<Result<Box<[Place]>, _>>()?;
+        let limit = trust.copy_limit();
+        let loan = Arc::new(borrowed);
+        let blobs = entries.map(|&entry| ReceivedBlob::new(&loan, entry, limit.is_none()));
+        let blobs = blobs.collect::<Result<_, _>>()?;
+        let (segments, options) = match limit {
+            None => (Self::Shared(loan, places), BELIEVED),
+            Some(limit) => Self::copied_from(&loan, &places, limit, shelf)?,
+        };
+        Ok((segments, options, blobs))
     }
 }
 
@@ -200,6 +276,7 @@ impl ReaderSegments for Segments {
         let (borrowed, place) = match self {
             Self::InPlace(borrowed) => (borrowed, (index == 0).then(|| borrowed.whole())?),
             Self::Several(borrowed, places) => (borrowed, *places.get(index as usize)?),
+            Self::Shared(loan, places) => (&**loan, *places.get(index as usize)?),
             Self::Copied(copy) => return copy.segment(index as usize),
         };
         // SAFETY: made only where the trust in this lender was vouched for: `Trust::in_place`.
@@ -209,7 +286,7 @@ impl ReaderSegments for Segments {
     fn len(&self) -> usize {
         match self {
             Self::InPlace(_) => 1,
-            Self::Several(_, places) => places.len(),
+            Self::Several(_, places) | Self::Shared(_, places) => places.len(),
             Self::Copied(copy) => copy.ends.len(),
         }
     }

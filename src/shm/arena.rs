@@ -122,9 +122,19 @@ impl Arena {
         self.cut(bytes, align).map(|piece| Block::new(self.clone(), piece))
     }
 
+    /// As [`alloc`](Self::alloc), with whatever the bytes held last.
+    pub(super) fn alloc_unzeroed(&self, bytes: usize, align: usize) -> Result<Block, AllocError> {
+        self.cut_as(bytes, align, 0).map(|piece| Block::new(self.clone(), piece))
+    }
+
     /// As [`alloc`](Self::alloc), for callers that keep the arena and free the piece themselves.
     #[inline]
     pub(super) fn cut(&self, bytes: usize, align: usize) -> Result<Piece, AllocError> {
+        self.cut_as(bytes, align, jemalloc::MALLOCX_ZERO)
+    }
+
+    #[inline]
+    fn cut_as(&self, bytes: usize, align: usize, zero: i32) -> Result<Piece, AllocError> {
         let owned = &*self.0;
         if self.is_forked() {
             return Err(AllocError::ForkedProcess);
@@ -136,7 +146,7 @@ impl Arena {
             return Err(full);
         }
         let tcache = owned.tcaches.flag(owned.serial);
-        let flags = jemalloc::MALLOCX_ARENA(owned.index as usize) | tcache | align_flag(align) | jemalloc::MALLOCX_ZERO;
+        let flags = jemalloc::MALLOCX_ARENA(owned.index as usize) | tcache | align_flag(align) | zero;
         // SAFETY: the size is not zero and the flags name an arena and a cache that live as long as `self`.
         let start = NonNull::new(unsafe { jemalloc::mallocx(size, flags) }.cast::<u8>()).ok_or(full)?;
         // Memory from anywhere else must never be lent.

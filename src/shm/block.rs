@@ -2,6 +2,7 @@
 //! are those that nobody writes any more. Knows where bytes lie, not what they mean.
 
 use super::arena::{AllocError, Arena};
+use super::blob::Blob;
 use super::handle::WORD;
 use crate::sys::words::OwnWords;
 use smallvec::SmallVec;
@@ -45,6 +46,19 @@ impl Block {
     /// The word of the arena at which it begins.
     pub(crate) fn offset(&self) -> u64 {
         self.arena.offset_of(self.piece)
+    }
+
+    pub(super) fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.piece.start
+    }
+
+    /// How many bytes it has.
+    pub(super) fn bytes(&self) -> usize {
+        self.piece.bytes
     }
 
     /// Turns the block into words that this process writes while others read them.
@@ -107,22 +121,30 @@ impl Drop for Segments {
     }
 }
 
-/// Segments that nobody writes any more: what a loan keeps alive.
+/// Segments that nobody writes any more, and the blobs that go with them: what a loan keeps alive.
 #[derive(Debug)]
 pub(crate) struct Frozen {
     segments: Segments,
-    /// With more than one segment: where each begins and how long it is, two words each.
+    /// With more than one segment, or any blob: where each begins and how long it is, two words each. Segments first, in
+    /// words; then blobs, in bytes.
     table: Option<Block>,
+    blobs: Box<[Blob]>,
 }
 
 /// More would not fit a slot's count; Cap'n Proto itself draws the line at 512.
 pub(crate) const MAX_SEGMENTS: usize = 512;
+
+/// More would not fit a slot's count.
+pub(crate) const MAX_BLOBS: usize = 255;
 
 /// Why segments cannot become one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FreezeProblem {
     Alloc(AllocError),
     Segments(usize),
+    Blobs(usize),
+    /// A blob lies in another arena.
+    ForeignBlob,
 }
 
 impl Frozen {
@@ -132,18 +154,38 @@ impl Frozen {
         debug_assert!(segments.pieces.iter().all(|&(_, used)| used > 0));
         let table = match segments.pieces.len() {
             1 => None,
-            2..=MAX_SEGMENTS => Some(Self::table(&segments).map_err(FreezeProblem::Alloc)?),
+            2..=MAX_SEGMENTS => Some(Self::table(&segments, &[]).map_err(FreezeProblem::Alloc)?),
             count => return Err(FreezeProblem::Segments(count)),
         };
-        Ok(Self { segments, table })
+        Ok(Self { segments, table, blobs: Box::default() })
     }
 
-    fn table(segments: &Segments) -> Result<Block, AllocError> {
-        let table = segments.arena.alloc(segments.pieces.len() * 2 * WORD, WORD)?;
-        for (index, &(piece, used)) in segments.pieces.iter().enumerate() {
+    /// As [`new`](Self::new), with one blob or more.
+    #[cold]
+    pub(crate) fn with_blobs(segments: Segments, blobs: Vec<Blob>) -> Result<Self, FreezeProblem> {
+        match segments.pieces.len() {
+            1..=MAX_SEGMENTS => {}
+            count => return Err(FreezeProblem::Segments(count)),
+        }
+        if blobs.len() > MAX_BLOBS {
+            return Err(FreezeProblem::Blobs(blobs.len()));
+        }
+        if !blobs.iter().all(|blob| blob.arena().same(&segments.arena)) {
+            return Err(FreezeProblem::ForeignBlob);
+        }
+        let table = Some(Self::table(&segments, &blobs).map_err(FreezeProblem::Alloc)?);
+        Ok(Self { segments, table, blobs: blobs.into() })
+    }
+
+    fn table(segments: &Segments, blobs: &[Blob]) -> Result<Block, AllocError> {
+        let table = segments.arena.alloc((segments.pieces.len() + blobs.len()) * 2 * WORD, WORD)?;
+        let pieces = segments.pieces.iter().map(|&(piece, used)| [segments.arena.offset_of(piece), used as u64]);
+        let bytes = blobs.iter().map(|blob| [blob.offset(), blob.len() as u64]);
+        for (index, words) in pieces.chain(bytes).enumerate() {
             let entry = table.piece.start.cast::<[u64; 2]>();
-            // SAFETY: the block has room for an entry of two words per piece, is 8-aligned, and nobody else has it yet.
-            unsafe { entry.add(index).write([segments.arena.offset_of(piece), used as u64]) };
+            // SAFETY: the block has room for an entry of two words per piece and per blob, is 8-aligned, and nobody else
+            // has it yet.
+            unsafe { entry.add(index).write(words) };
         }
         Ok(table)
     }
@@ -176,8 +218,19 @@ impl Frozen {
         Some(unsafe { std::slice::from_raw_parts(piece.start.as_ptr(), used * WORD) })
     }
 
+    #[inline]
+    pub(crate) fn blobs(&self) -> &[Blob] {
+        &self.blobs
+    }
+
     /// What it keeps from being used otherwise.
+    #[inline]
     pub(crate) fn bytes(&self) -> u64 {
-        self.segments.pieces.iter().map(|(piece, _)| piece.bytes as u64).sum()
+        let segments = self.segments.pieces.iter().map(|(piece, _)| piece.bytes as u64).sum();
+        if self.blobs.is_empty() {
+            segments
+        } else {
+            self.blobs.iter().map(Blob::allocated).fold(segments, u64::saturating_add)
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! L1: who owns which shared byte. The owner's side allocates, freezes, lends and frees ([`arena`], [`block`],
-//! [`loans`]); the borrower's side turns a peer's handles into checked memory ([`view`]). Knows no messages and no
+//! [`blob`], [`loans`]); the borrower's side turns a peer's handles into checked memory ([`view`]). Knows no messages and no
 //! sockets; memory arrives as a [`Memfd`](crate::sys::memfd::Memfd).
 //!
 //! One of the three rooms that may hold `unsafe`.
 
 pub(crate) mod arena;
+pub(crate) mod blob;
 pub(crate) mod block;
 pub(crate) mod handle;
 mod hooks;

@@ -139,6 +139,28 @@ impl Borrowed {
         self.home.view().check(offset, len)
     }
 
+    /// As [`part`](Self::part), for what is measured in bytes. What is empty lies somewhere too.
+    pub(super) fn part_of_bytes(&self, offset: u64, bytes: u64) -> Result<Place, PeerMisbehaved> {
+        self.part(offset, bytes.div_ceil(WORD as u64).max(1))
+    }
+
+    /// Copies bytes of a place of this loan's view, from byte `from`, word by word. `into` must not reach past its end.
+    pub(super) fn copy_bytes(&self, place: Place, from: usize, into: &mut [u8]) {
+        // SAFETY: as for `copy_out`.
+        let words = unsafe { std::slice::from_raw_parts(place.start.cast::<AtomicU64>().as_ptr(), place.len) };
+        let mut words = words.iter().skip(from / WORD).map(|word| word.load(Ordering::Relaxed).to_ne_bytes());
+        let ahead = from % WORD;
+        let (head, rest) = into.split_at_mut(into.len().min((WORD - ahead) % WORD));
+        if let Some(word) = if head.is_empty() { None } else { words.next() } {
+            head.iter_mut().zip(&word[ahead..]).for_each(|(into, byte)| *into = *byte);
+        }
+        let (whole, tail) = rest.as_chunks_mut::<WORD>();
+        whole.iter_mut().zip(&mut words).for_each(|(into, word)| *into = word);
+        if let Some(word) = if tail.is_empty() { None } else { words.next() } {
+            tail.iter_mut().zip(word).for_each(|(into, byte)| *into = byte);
+        }
+    }
+
     /// Copies a place of this loan's view word by word into private memory, each word read exactly once.
     pub(crate) fn copy_out(&self, place: Place, into: &mut Vec<u64>) {
         // SAFETY: the place lies in the view, which stays mapped; atomics allow for a peer that writes meanwhile.

@@ -2,7 +2,7 @@
 //!
 //! | word | message | returns |
 //! |---|---|---|
-//! | 0 | kind 1, segments in bits 16..32 | kind 2 |
+//! | 0 | kind 1, segments in bits 16..32, blobs in 32..40 | kind 2 |
 //! | 1 | message id | handle |
 //! | 2 | id replied to, or 0 | handle |
 //! | 3, 4 | handle | handle, two words each |
@@ -30,6 +30,7 @@ pub(crate) struct Envelope {
     pub(crate) in_reply_to: Option<u64>,
     pub(crate) handle: Handle,
     pub(crate) segments: u16,
+    pub(crate) blobs: u8,
 }
 
 /// Handles that fit a slot of nothing else.
@@ -47,7 +48,7 @@ impl Descriptor {
                 let [handle_low, handle_high] = envelope.handle.to_words();
                 let [returned_low, returned_high] = words(returned);
                 [
-                    MESSAGE | u64::from(envelope.segments) << 16,
+                    MESSAGE | u64::from(envelope.segments) << 16 | u64::from(envelope.blobs) << 32,
                     envelope.id,
                     envelope.in_reply_to.unwrap_or(0),
                     handle_low,
@@ -80,6 +81,7 @@ impl Descriptor {
                     in_reply_to: (b != 0).then_some(b),
                     handle: Handle::from_words([c, d]).ok_or(PeerMisbehaved::NoHandle)?,
                     segments: (head >> 16) as u16,
+                    blobs: (head >> 32) as u8,
                 };
                 Ok(Self::Message(envelope, Handle::from_words([e, f])))
             }
@@ -102,7 +104,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let envelope = Envelope { id: 5, in_reply_to: Some(4), handle: handle(1), segments: 512 };
+        let envelope = Envelope { id: 5, in_reply_to: Some(4), handle: handle(1), segments: 512, blobs: 255 };
         let plain = Envelope { in_reply_to: None, ..envelope };
         for descriptor in [
             Descriptor::Message(envelope, Some(handle(2))),
