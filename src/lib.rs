@@ -37,8 +37,8 @@ pub use self::{
     channel::{Channel, RecvError, RequestError, SendError},
     message::{Builder, DataTooLong, FreezeError, Message, Received, Schema, Trust, data_len},
     session::{
-        AcceptError, BindError, ChannelError, ClientApp, ConnectError, LoginError, RunDirError, ServerApp, Session,
-        SessionServer, Version,
+        AcceptError, BindError, ChannelError, ClientApp, CloseError, ConnectError, LoginError, Offer, RunDirError,
+        ServerApp, Session, SessionServer, Version,
     },
     shm::{
         arena::{AllocError, Arena},

@@ -8,15 +8,17 @@ mod raw;
 mod scene;
 capnp::generated_code!(mod hello_capnp);
 
-use common::Case;
-use common::apps::{ask, open};
-use raw::{Area, BYTES, Frame, Memory, Random, Raw, Socket, area, schema};
+use common::apps::{Place, ask, open, server, words};
+use common::peer::{Peer, hear, say};
+use common::{Case, PATIENCE};
+use hello_capnp::hello;
+use raw::{ARENA, Area, BYTES, Frame, MESSAGES, Memory, Random, Raw, Socket, area, handle, schema};
 use scene::{Scene, honest};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use strait::{Ended, PeerMisbehaved};
+use strait::{ChannelError, ClientApp, Ended, PeerMisbehaved, Trust};
 
 fn main() -> ExitCode {
     let cases = [
@@ -27,11 +29,12 @@ fn main() -> ExitCode {
         Case::new("channel_numbers_used_again", used_again).limit(30),
         Case::new("rings_where_none_can_be", rings),
         Case::new("rings_where_none_can_be_at_login", rings_at_login),
+        Case::new("metadata_that_is_none", metadata),
         Case::new("a_peer_that_does_not_read_its_socket", stalled),
         Case::new("a_flood_of_frames_starves_nobody", flood),
         Case::new("random_frames", random_frames),
     ];
-    common::main(&cases, &[("honest", honest)])
+    common::main(&cases, &[("honest", honest), ("judge", judge)])
 }
 
 fn frame(broken: &'static str) -> PeerMisbehaved {
@@ -49,7 +52,7 @@ fn control_frames() {
     for number in [2, 255, u32::MAX] {
         scene.breach("farewell", frame("unknown farewell"), |raw| assert!(raw.socket.say(&Frame::control(6, number))));
     }
-    for code in [0, 6, u32::MAX] {
+    for code in [0, 7, u32::MAX] {
         let refusal = Frame::control(3, 1).u32(8, code);
         scene.breach("refusal", frame("unknown refusal"), |raw| assert!(raw.socket.say(&refusal)));
     }
@@ -158,6 +161,63 @@ fn rings_at_login() {
         assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
     }
     scene.end();
+}
+
+/// A server that says what came of the metadata of its clients' offers. Runs until told `stop`.
+fn judge(args: &[String]) {
+    let app = server(&args[0]).channel::<hello::Owned>("main").offers(1);
+    let server = app.allow(&ClientApp::new("raw"), Trust::snapshot()).bind().expect("bind");
+    say("ready");
+    while hear() != "stop" {
+        let session = server.accept().expect("a client");
+        let mut offer = session.accept_offer_timeout(PATIENCE).expect("an offer");
+        say(format!("{:?}", offer.metadata::<hello::Owned>().map(|metadata| metadata.map(|found| words(&found)))));
+    }
+}
+
+fn metadata() {
+    let place = Place::new();
+    let mut peer = Peer::start("judge", &[place.text()]);
+    peer.must_say("ready");
+    let mut offer = |at: [u64; 2], segments: u32, schema: u64| {
+        peer.tell("next");
+        let raw = Raw::login(place.path());
+        raw::write(&raw.own, MESSAGES, "metadata");
+        let wish = Frame::open(17, "c", raw::schema(), area(1)).u64(92, at[0]).u64(100, at[1]);
+        assert!(raw.socket.say(&wish.u64(108, schema).u32(116, segments)));
+        (peer.line(), raw)
+    };
+    let good = handle(ARENA, MESSAGES, 16, 5);
+    let (said, raw) = offer(good, 1, schema());
+    assert_eq!(said, "Ok(Some(\"metadata\"))");
+    // It was read and not judged: it is rejected without a reason, and what was lent comes back, unless the session's end
+    // is quicker.
+    let rest = raw.socket.rest();
+    let kinds: Vec<(u32, u32)> = rest.iter().map(|frame| (frame.u32_at(0), frame.u32_at(8))).collect();
+    assert!(kinds.contains(&(3, 6)), "{kinds:?}");
+    drop(raw);
+    assert_eq!(offer(handle(ARENA, MESSAGES, 0, 5), 1, schema()).0, "Ok(None)");
+    let (said, _) = offer(good, 1, 77);
+    assert!(said.starts_with("Err(WrongSchema"), "{said}");
+    let outside = PeerMisbehaved::HandleOutOfRange { offset: WORDS, len: 1, arena_words: WORDS };
+    let too_large = PeerMisbehaved::MessageTooLarge { bytes: 8 << 13 | 8, limit: 64 << 10 };
+    let breaches = [
+        (handle(ARENA, WORDS, 1, 5), 1, outside),
+        (handle(ARENA + 1, MESSAGES, 16, 5), 1, PeerMisbehaved::UnknownArena { found: ARENA + 1, expected: ARENA }),
+        (good, 0, PeerMisbehaved::SegmentCount(0)),
+        (good, 2, PeerMisbehaved::SegmentCount(2)),
+        (good, u32::MAX, PeerMisbehaved::SegmentCount(u32::from(u16::MAX))),
+        (handle(ARENA, MESSAGES, (8 << 10) + 1, 5), 1, too_large),
+    ];
+    for (at, segments, broken) in breaches {
+        let (said, raw) = offer(at, segments, schema());
+        let cause = Ended::PeerMisbehaved(broken);
+        assert_eq!(said, format!("{:?}", Err::<(), _>(ChannelError::Ended { peer: "raw".into(), cause })));
+        raw.socket.must_end_with_goodbye(1);
+    }
+    peer.tell("stop");
+    peer.finish();
+    place.must_be_empty();
 }
 
 /// It makes the server answer and reads no answer.

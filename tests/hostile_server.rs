@@ -165,6 +165,9 @@ fn welcomes() {
         (welcome().u64(44, 0), one, bad(too_large(0))),
         (welcome().u64(44, u64::MAX), one, bad(too_large(u64::MAX))),
         (welcome(), &two[1..], bad(BadMemory::Seals)),
+        (welcome().u32(68, 9), one, frame("too many channels")),
+        (welcome().u32(68, 1).bytes(72, b"a/b"), one, frame("channel without a name")),
+        (welcome().u32(68, 1).bytes(72, b"events"), one, frame("impossible ring")),
         (welcome().u32(8, 1), one, frame("no answer")),
         (welcome().u32(8, 9), one, frame("no answer")),
         (welcome().bytes(0, b"S"), one, frame("not strait")),
@@ -311,19 +314,20 @@ type Answer = (fn(u32) -> Frame, PeerMisbehaved);
 fn channels() {
     // A wish that a server may have: a client serves nothing.
     let (peer, raw, _place) = Visit::new("-").welcome();
-    assert!(raw.socket.say(&Frame::open(16, "main", schema(), area(1))));
+    assert!(raw.socket.say(&Frame::open(18, "main", schema(), area(1))));
     let (refused, _) = raw.socket.recv().expect("an answer");
-    assert_eq!((refused.u32_at(0), refused.u32_at(4), refused.u32_at(8)), (3, 16, 1));
+    assert_eq!((refused.u32_at(0), refused.u32_at(4), refused.u32_at(8)), (3, 18, 1));
     drop((peer, raw));
     let words = BYTES as u64 / 8;
     let outside = PeerMisbehaved::HandleOutOfRange { offset: words, len: 48 + 64, arena_words: words };
-    let answers: [Answer; 4] = [
+    let answers: [Answer; 5] = [
         (
             |number| Frame::control(2, number).area(8, Area { offset: 8, slots: 8 }),
             PeerMisbehaved::Frame("impossible ring"),
         ),
         (|number| Frame::control(2, number).area(8, Area { offset: BYTES as u64 / 8, slots: 8 }), outside),
         (|number| Frame::control(3, number).u32(8, 77), PeerMisbehaved::Frame("unknown refusal")),
+        (|number| Frame::control(3, number).u32(8, 6).bytes(20, &[0xFF]), PeerMisbehaved::Frame("reason is not UTF-8")),
         (|number| Frame::control(2, number + 1), PeerMisbehaved::ChannelNumber(18)),
     ];
     for (answer, broken) in answers {

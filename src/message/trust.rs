@@ -48,6 +48,14 @@ impl Trust {
         Self(How::InPlace)
     }
 
+    /// As much of it as a message of so many bytes needs.
+    pub(crate) fn at_most(self, bytes: u64) -> Self {
+        Self(match self.0 {
+            How::Snapshot { max_bytes } => How::Snapshot { max_bytes: max_bytes.min(bytes) },
+            How::InPlace => How::InPlace,
+        })
+    }
+
     /// The most bytes to copy; `None` where nothing is copied.
     #[inline]
     pub(super) fn copy_limit(self) -> Option<u64> {

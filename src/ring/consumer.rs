@@ -4,7 +4,7 @@ use super::{Payload, SEQUENCE, SLOT, area, slot_at};
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Empties slots of the peer's area.
 pub(crate) struct Consumer {
@@ -82,6 +82,11 @@ impl Consumer {
     #[inline]
     fn lap_before(&self) -> u64 {
         (self.emptied + 1).saturating_sub(self.capacity)
+    }
+
+    /// The area it empties, for whoever may outlive it.
+    pub(crate) fn theirs(&self) -> Weak<PeerWords> {
+        Arc::downgrade(&self.peer)
     }
 
     pub(crate) fn capacity(&self) -> u64 {

@@ -17,6 +17,9 @@ mod tests;
 pub(crate) use consumer::Consumer;
 pub(crate) use producer::{Full, Producer};
 
+#[cfg(not(strait_loom))]
+use crate::sys::words::{OwnWords, PeerWords};
+
 /// What a slot carries.
 pub(crate) type Payload = [u64; PAYLOAD];
 
@@ -49,6 +52,14 @@ pub(crate) mod area {
 
 /// How many slots a ring may have: a power of two between these.
 pub(crate) const SLOTS_RANGE: std::ops::RangeInclusive<u32> = 2..=1 << 16;
+
+/// Whether the consumer says that it has emptied every slot filled in `own`. Not for the fast path: looks at all of them.
+#[cfg(not(strait_loom))]
+pub(crate) fn is_emptied(own: &OwnWords, consumers: &PeerWords) -> bool {
+    let sequences = (area::SLOTS + SEQUENCE..own.len()).step_by(SLOT);
+    let filled = sequences.map(|at| own.peek(at)).max().unwrap_or(0);
+    consumers.acquire(area::CURSOR) >= filled
+}
 
 /// Positions count up for ever and are cut to a slot by `mask`.
 #[inline]

@@ -73,8 +73,12 @@ pub struct ServerApp {
 /// What both sides decide for themselves.
 #[derive(Clone, Debug)]
 pub(super) struct Options {
-    /// Opened at log-in by a client, served by a server.
-    pub(super) channels: Vec<ChannelSpec>,
+    /// Opened in the log-in.
+    pub(super) opens: Vec<ChannelSpec>,
+    /// Opened for the peer without asking anyone.
+    pub(super) serves: Vec<ChannelSpec>,
+    /// How many of the peer's other wishes may wait for the application.
+    pub(super) offers: usize,
     pub(super) arena_bytes: usize,
     pub(super) arena_quota: Option<usize>,
     pub(super) peer_arena_max: u64,
@@ -103,7 +107,9 @@ pub(super) struct Allowed {
 impl Options {
     fn new(arena_bytes: usize) -> Self {
         Self {
-            channels: Vec::new(),
+            opens: Vec::new(),
+            serves: Vec::new(),
+            offers: 0,
             arena_bytes,
             arena_quota: None,
             peer_arena_max: 64 << 30,
@@ -116,6 +122,12 @@ impl Options {
 }
 
 impl Options {
+    /// The first name, of the app's own and its channels', that cannot be one.
+    pub(super) fn bad_name<'a>(&'a self, own: &'a [&'a str]) -> Option<&'a str> {
+        let channels = self.opens.iter().chain(&self.serves).map(|spec| spec.name.as_str());
+        own.iter().copied().chain(channels).find(|name| !is_name(name))
+    }
+
     /// The arena of an app, or the small one of its own that a peer of another user gets to see: bounded, and sealed
     /// against that user writing to it.
     pub(super) fn make_arena(&self, foreign: bool) -> io::Result<Arena> {
@@ -169,6 +181,15 @@ macro_rules! options {
         #[must_use]
         pub fn channels_max(mut self, channels: usize) -> Self {
             self.options.channels_max = channels;
+            self
+        }
+
+        /// How many channels that the peer opens under names that are not served may wait for
+        /// [`Session::accept_offer`](crate::Session::accept_offer): none unless told otherwise; beyond it they are
+        /// refused at once.
+        #[must_use]
+        pub fn offers(mut self, offers: usize) -> Self {
+            self.options.offers = offers;
             self
         }
 
@@ -253,7 +274,15 @@ impl ClientApp {
     /// without a round trip. At most 8.
     #[must_use]
     pub fn channel<T: Schema>(mut self, name: impl Into<String>) -> Self {
-        self.options.channels.push(ChannelSpec { name: name.into(), schema: T::ID });
+        self.options.opens.push(ChannelSpec { name: name.into(), schema: T::ID });
+        self
+    }
+
+    /// Serves channels of this name and schema: those that the server opens are opened at once, for
+    /// [`Session::accept_channel`](crate::Session::accept_channel).
+    #[must_use]
+    pub fn serves<T: Schema>(mut self, name: impl Into<String>) -> Self {
+        self.options.serves.push(ChannelSpec { name: name.into(), schema: T::ID });
         self
     }
 
@@ -275,10 +304,18 @@ impl ServerApp {
         self
     }
 
-    /// Serves channels of this name and schema. Others are refused.
+    /// Serves channels of this name and schema. Others are refused, or are [offers](Self::offers).
     #[must_use]
     pub fn channel<T: Schema>(mut self, name: impl Into<String>) -> Self {
-        self.options.channels.push(ChannelSpec { name: name.into(), schema: T::ID });
+        self.options.serves.push(ChannelSpec { name: name.into(), schema: T::ID });
+        self
+    }
+
+    /// Opens a channel to every client, in the log-in itself: [`Session::open_channel`](crate::Session::open_channel)
+    /// then finds it asked for already. The client must [serve](ClientApp::serves) it. At most 8.
+    #[must_use]
+    pub fn opens<T: Schema>(mut self, name: impl Into<String>) -> Self {
+        self.options.opens.push(ChannelSpec { name: name.into(), schema: T::ID });
         self
     }
 

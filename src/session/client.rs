@@ -1,7 +1,7 @@
 //! The client's way into a session.
 
-use super::app::{ClientApp, ServerApp, is_name};
-use super::desk::{Half, LOGIN_NUMBERS, Side};
+use super::app::{ClientApp, ServerApp};
+use super::desk::{Asked, Manners, Opened, Side, opened_in_login};
 use super::error::{ConnectError, LoginError, RunDirError};
 use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, Terms, VERSION};
 use super::rundir::RunDir;
@@ -42,17 +42,22 @@ impl ClientApp {
         socket.send(&hello.to_bytes(), &[memory.as_fd()]).map_err(gone)?;
         drop(memory);
         let (answer, fd) = await_answer(&socket, halves.len(), deadline)?;
-        let (terms, theirs) = match answer {
-            Answer::Welcome { terms, areas } => (terms, areas),
+        let (terms, theirs, opens) = match answer {
+            Answer::Welcome { terms, areas, opens } => (terms, areas, opens),
             Answer::Refused(refused) => return Err(refused.explain(&hello, own.uid, own.gid, false).into()),
         };
         let fd = fd.ok_or(PeerMisbehaved::Frame("welcome without memory"))?;
         let view = View::map(fd, terms.arena, terms.arena_bytes, self.options.peer_arena_max)?;
-        let mut opened = Vec::new();
+        let mut opened = Opened::default();
         for ((number, (own, _)), (at, (spec, _))) in
-            LOGIN_NUMBERS.into_iter().zip(halves).zip(theirs.into_iter().zip(hello.channels))
+            Side::Client.login_numbers().zip(halves).zip(theirs.into_iter().zip(hello.channels))
         {
-            opened.push(Half { number, spec, own, peer: view_area(&view, at)? });
+            view_area(&view, at)?;
+            opened.asked.push((Asked { number, spec, own }, Some(at)));
+        }
+        let manners = Manners::of(&self.options);
+        for (number, (spec, at)) in Side::Server.login_numbers().zip(opens) {
+            opened_in_login(&mut opened, &manners, &arena, &view, (number, spec, at))?;
         }
         let parts = LinkParts {
             socket,
@@ -62,15 +67,14 @@ impl ClientApp {
             quota: self.options.loan_quota,
             fence: hello.terms.fence(terms),
         };
-        Ok(Session::begin(Side::Client, parts, view, Vec::new(), &self.options, self.trust, opened)?)
+        Ok(Session::begin(Side::Client, parts, view, &self.options, self.trust, opened)?)
     }
 
     fn check_names(&self, server: &ServerApp) -> Result<(), ConnectError> {
-        let channels = self.options.channels.iter().map(|spec| &spec.name);
-        if let Some(bad) = [&self.name, &server.name].into_iter().chain(channels).find(|name| !is_name(name)) {
-            return Err(ConnectError::BadName(bad.clone()));
+        if let Some(bad) = self.options.bad_name(&[&self.name, &server.name]) {
+            return Err(ConnectError::BadName(bad.to_owned()));
         }
-        if self.options.channels.len() > CHANNELS_MAX {
+        if self.options.opens.len() > CHANNELS_MAX {
             return Err(LoginError::TooManyChannels.into());
         }
         Ok(())
@@ -95,7 +99,7 @@ impl ClientApp {
     }
 
     fn cut_areas(&self, arena: &Arena) -> Result<Vec<(Arc<OwnWords>, AreaAt)>, ConnectError> {
-        let areas = self.options.channels.iter().map(|_| cut_area(arena, self.options.slots));
+        let areas = self.options.opens.iter().map(|_| cut_area(arena, self.options.slots));
         Ok(areas.collect::<Result<_, _>>()?)
     }
 
@@ -106,7 +110,7 @@ impl ClientApp {
             client: self.name.clone(),
             server: server.name.clone(),
             terms: Terms::of(arena),
-            channels: self.options.channels.iter().cloned().zip(areas).collect(),
+            channels: self.options.opens.iter().cloned().zip(areas).collect(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What each operation of a session can fail with.
 
 use crate::shm::arena::AllocError;
+use crate::shm::loans::QuotaExceeded;
 use crate::shm::view::ViewError;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::ended::Ended;
@@ -125,6 +126,9 @@ pub enum BindError {
     /// The name of the app, or of one of its channels, cannot be one.
     #[error("`{0}` cannot be a name: 1 to 64 out of A-Z a-z 0-9 . _ -, the first no dot")]
     BadName(String),
+    /// It opens more channels in the log-in than fit it.
+    #[error("opens more channels than fit a log-in")]
+    TooManyChannels,
     /// Where apps meet cannot be used.
     #[error(transparent)]
     RunDir(#[from] RunDirError),
@@ -245,7 +249,29 @@ pub enum ChannelError {
         /// The peer's.
         theirs: u64,
     },
-    /// The session has as many channels as it may.
+    /// The peer's application will not have it.
+    #[error("the peer rejected channel `{channel}`: {reason}")]
+    Rejected {
+        /// The channel.
+        channel: String,
+        /// The peer's words.
+        reason: String,
+    },
+    /// The metadata is larger than metadata may be.
+    #[error("metadata of {bytes} bytes, at most {limit}")]
+    MetadataTooLarge {
+        /// How many it has.
+        bytes: usize,
+        /// How many it may have.
+        limit: usize,
+    },
+    /// The metadata lies in an arena that this session's peer does not see.
+    #[error("the metadata was built in another session's arena")]
+    ForeignArena,
+    /// The peer holds as much as it may, so the metadata cannot be lent to it now.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
+    /// The session has as many channels, or offers of channels, as it may.
     #[error("the session has as many channels as it may")]
     TooMany,
     /// One side's arena has no room for another channel.
@@ -254,4 +280,26 @@ pub enum ChannelError {
     /// The peer did not answer, or nobody opened a channel, in time.
     #[error("timed out")]
     TimedOut,
+}
+
+/// Why a session was not closed in peace. It is closed, or over, all the same.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CloseError {
+    /// The session was over already, or ended meanwhile.
+    #[error("session with `{peer}`: {cause}")]
+    Ended {
+        /// The app at the other end.
+        peer: String,
+        /// What ended it.
+        cause: Ended,
+    },
+    /// The peer had not received everything, or not returned everything, in time.
+    #[error("the peer still holds {loans} messages, {bytes} bytes, or has not received all")]
+    TimedOut {
+        /// Messages on loan.
+        loans: usize,
+        /// Bytes on loan.
+        bytes: u64,
+    },
 }

@@ -56,10 +56,11 @@ impl Terms {
 /// A server's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// With the server's halves of the client's channels, in the client's order.
+    /// With the server's halves of the client's channels, in the client's order, and those that the server opens.
     Welcome {
         terms: Terms,
         areas: Vec<AreaAt>,
+        opens: Vec<(ChannelSpec, AreaAt)>,
     },
     Refused(Refused),
 }
@@ -156,10 +157,8 @@ impl Hello {
     pub(super) fn to_bytes(&self) -> [u8; FRAME] {
         let mut out = head(HELLO, self.version);
         terms_out(&mut out, self.terms);
-        out.name(&self.client).name(&self.server).u32(self.channels.len() as u32);
-        for (spec, area) in self.channels.iter().take(CHANNELS_MAX) {
-            out.name(&spec.name).u64(spec.schema).area(*area);
-        }
+        out.name(&self.client).name(&self.server);
+        channels_out(&mut out, &self.channels);
         out.bytes
     }
 
@@ -175,18 +174,7 @@ impl Hello {
         }
         let terms = terms_in(&mut from);
         let (client, server) = (from.name()?, from.name()?);
-        let count = from.u32() as usize;
-        if count > CHANNELS_MAX {
-            return Err(PeerMisbehaved::Frame("too many channels"));
-        }
-        let mut channels = Vec::with_capacity(count);
-        for _ in 0..count {
-            let spec = ChannelSpec { name: from.name()?, schema: from.u64() };
-            if !is_name(&spec.name) {
-                return Err(PeerMisbehaved::Frame("channel without a name"));
-            }
-            channels.push((spec, from.area()));
-        }
+        let channels = channels_in(&mut from)?;
         Ok(Ok(Self { version, client, server, terms, channels }))
     }
 }
@@ -194,13 +182,14 @@ impl Hello {
 impl Answer {
     pub(super) fn to_bytes(&self) -> [u8; FRAME] {
         match self {
-            Self::Welcome { terms, areas } => {
+            Self::Welcome { terms, areas, opens } => {
                 let mut out = head(WELCOME, VERSION);
                 terms_out(&mut out, *terms);
                 out.u32(areas.len() as u32);
                 for area in areas.iter().take(CHANNELS_MAX) {
                     out.area(*area);
                 }
+                channels_out(&mut out, opens);
                 out.bytes
             }
             Self::Refused(refused) => {
@@ -233,7 +222,8 @@ impl Answer {
                 if from.u32() as usize != channels {
                     return Err(PeerMisbehaved::Frame("welcome with other channels"));
                 }
-                Ok(Self::Welcome { terms, areas: (0..channels).map(|_| from.area()).collect() })
+                let areas = (0..channels).map(|_| from.area()).collect();
+                Ok(Self::Welcome { terms, areas, opens: channels_in(&mut from)? })
             }
             REFUSED => {
                 let (code, index, detail) = (from.u32(), from.u32(), from.u64());
@@ -280,6 +270,30 @@ fn terms_out(out: &mut Writer<FRAME>, terms: Terms) {
 
 fn terms_in(from: &mut Reader<'_>) -> Terms {
     Terms { features: from.u64(), arena: from.u32(), arena_bytes: from.u64() }
+}
+
+/// What a side opens, at most [`CHANNELS_MAX`].
+fn channels_out(out: &mut Writer<FRAME>, channels: &[(ChannelSpec, AreaAt)]) {
+    out.u32(channels.len().min(CHANNELS_MAX) as u32);
+    for (spec, area) in channels.iter().take(CHANNELS_MAX) {
+        out.name(&spec.name).u64(spec.schema).area(*area);
+    }
+}
+
+fn channels_in(from: &mut Reader<'_>) -> Result<Vec<(ChannelSpec, AreaAt)>, PeerMisbehaved> {
+    let count = from.u32() as usize;
+    if count > CHANNELS_MAX {
+        return Err(PeerMisbehaved::Frame("too many channels"));
+    }
+    let mut channels = Vec::with_capacity(count);
+    for _ in 0..count {
+        let spec = ChannelSpec { name: from.name()?, schema: from.u64() };
+        if !is_name(&spec.name) {
+            return Err(PeerMisbehaved::Frame("channel without a name"));
+        }
+        channels.push((spec, from.area()));
+    }
+    Ok(channels)
 }
 
 /// A digest (FNV-1a) of everything two builds must lay out alike in shared words. Change the text with the layout.
@@ -334,8 +348,10 @@ mod tests {
         let hello = hello();
         assert_eq!(Hello::from_bytes(&hello.to_bytes()), Ok(Ok(hello)));
         let area = AreaAt { offset: 9, slots: 2 };
-        let welcome =
-            Answer::Welcome { terms: Terms { features: 0, arena: 1, arena_bytes: 2 }, areas: vec![area; CHANNELS_MAX] };
+        let terms = Terms { features: 0, arena: 1, arena_bytes: 2 };
+        let longest = ChannelSpec { name: "x".repeat(64), schema: u64::MAX };
+        let opens = vec![(longest, area); CHANNELS_MAX];
+        let welcome = Answer::Welcome { terms, areas: vec![area; CHANNELS_MAX], opens };
         assert_eq!(Answer::from_bytes(&welcome.to_bytes(), CHANNELS_MAX), Ok(welcome));
         for refused in [
             Refused::Incompatible(VERSION),

@@ -6,12 +6,14 @@ mod client;
 mod desk;
 mod error;
 mod login;
+mod offer;
 mod rundir;
 mod server;
 #[expect(clippy::module_inception, reason = "the room and the thing it is for")]
 mod session;
 
 pub use app::{ClientApp, ServerApp};
-pub use error::{AcceptError, BindError, ChannelError, ConnectError, LoginError, RunDirError, Version};
+pub use error::{AcceptError, BindError, ChannelError, CloseError, ConnectError, LoginError, RunDirError, Version};
+pub use offer::Offer;
 pub use server::SessionServer;
 pub use session::Session;

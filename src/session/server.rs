@@ -1,9 +1,9 @@
 //! The server's side of meeting: a name, a socket, and one client after another let in or refused.
 
-use super::app::{ChannelSpec, ServerApp, is_name};
-use super::desk::{Half, LOGIN_NUMBERS, Side};
+use super::app::ServerApp;
+use super::desk::{Asked, Half, Opened, Side};
 use super::error::{AcceptError, BindError};
-use super::login::{Answer, FRAME, Hello, Policy, Refused, Terms, VERSION};
+use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, Policy, Refused, Terms, VERSION};
 use super::rundir::RunDir;
 use super::session::Session;
 use crate::message::{Builder, Schema, Trust};
@@ -31,9 +31,11 @@ impl ServerApp {
     /// # Errors
     /// [`BindError`]; nothing is left of the attempt then.
     pub fn bind(self) -> Result<SessionServer, BindError> {
-        let channels = self.options.channels.iter().map(|spec| &spec.name);
-        if let Some(bad) = std::iter::once(&self.name).chain(channels).find(|name| !is_name(name)) {
-            return Err(BindError::BadName(bad.clone()));
+        if let Some(bad) = self.options.bad_name(&[&self.name]) {
+            return Err(BindError::BadName(bad.to_owned()));
+        }
+        if self.options.opens.len() > CHANNELS_MAX {
+            return Err(BindError::TooManyChannels);
         }
         let own = Credentials::own().uid;
         let others = self.allow.iter().any(|allowed| allowed.uid != own);
@@ -266,7 +268,7 @@ impl SessionServer {
         let policy = Policy {
             server: &self.app.name,
             allow: &self.app.allow,
-            serves: &self.app.options.channels,
+            serves: &self.app.options.serves,
             channels_max: self.app.options.channels_max,
         };
         let no = |refused| refuse(&socket, refused, Some((&hello, peer)));
@@ -301,23 +303,26 @@ impl SessionServer {
         let options = &self.app.options;
         let foreign = peer.uid != Credentials::own().uid;
         let arena = if foreign { options.make_arena(true)? } else { self.arena.clone() };
-        let mut opened = Vec::new();
-        let mut areas = Vec::new();
-        for (number, (spec, at)) in LOGIN_NUMBERS.into_iter().zip(&hello.channels) {
+        let (mut opened, mut areas, mut opens) = (Opened::default(), Vec::new(), Vec::new());
+        for (number, (spec, at)) in Side::Client.login_numbers().zip(&hello.channels) {
             let theirs = view_area(&view, *at)?;
             let (own, at) = cut_area(&arena, options.slots)?;
             areas.push(at);
-            opened.push(Half { number, spec: spec.clone(), own, peer: theirs });
+            opened.incoming.push(Half { number, spec: spec.clone(), own, peer: theirs });
+        }
+        for (number, spec) in Side::Server.login_numbers().zip(&options.opens) {
+            let (own, at) = cut_area(&arena, options.slots)?;
+            opens.push((spec.clone(), at));
+            opened.asked.push((Asked { number, spec: spec.clone(), own }, None));
         }
         let terms = Terms::of(&arena);
         let memory = arena.read_only_fd()?;
-        let welcome = Answer::Welcome { terms, areas }.to_bytes();
+        let welcome = Answer::Welcome { terms, areas, opens }.to_bytes();
         match socket.send(&welcome, &[memory.as_fd()]) {
             Ok(()) => {}
             Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(AcceptError::Disconnected),
             Err(errno) => return Err(io::Error::from(errno).into()),
         }
-        let serves: Vec<ChannelSpec> = options.channels.clone();
         let parts = LinkParts {
             socket,
             peer_name: hello.client.clone(),
@@ -327,7 +332,7 @@ impl SessionServer {
             fence: terms.fence(hello.terms),
         };
         tracing::info!(app = self.app.name, client = parts.peer_name, pid = peer.pid, uid = peer.uid, "session");
-        Ok(Session::begin(Side::Server, parts, view, serves, options, trust, opened)?)
+        Ok(Session::begin(Side::Server, parts, view, options, trust, opened)?)
     }
 }
 

@@ -1,17 +1,19 @@
 //! A session in use: its channels, its arena, its peer, its end.
 
 use super::app::{ChannelSpec, Options, is_name};
-use super::desk::{AtDesk, Desk, Half, Side};
-use super::error::ChannelError;
+use super::desk::{Asked, AtDesk, Desk, Half, Manners, Offered, Opened, Side};
+use super::error::{ChannelError, CloseError};
+use super::offer::{METADATA_MAX, Offer};
 use crate::channel::Channel;
-use crate::message::{Schema, Trust};
+use crate::message::{Builder, Message, Schema, Trust};
 use crate::shm::arena::Arena;
+use crate::shm::loans::LendProblem;
 use crate::shm::view::View;
 use crate::sys::seqpacket::Credentials;
-use crate::transport::control::{Control, Refusal};
+use crate::transport::control::{Control, MetadataAt, Refusal, Wish};
 use crate::transport::ended::Ended;
 use crate::transport::link::{LinkParts, cut_area, view_area};
-use crate::transport::{Lane, Link};
+use crate::transport::{Core, Lane, Link};
 use crate::wait::Wait;
 use std::io;
 use std::sync::Arc;
@@ -44,26 +46,30 @@ pub struct Session {
     wait: Wait,
 }
 
+/// How often a session that is being drained is looked at.
+const DRAIN_LOOK: Duration = Duration::from_millis(2);
+
 impl Session {
     /// Begins a session that both sides have agreed on, with the channels they opened.
     pub(super) fn begin(
         side: Side,
         parts: LinkParts,
         view: Arc<View>,
-        serves: Vec<ChannelSpec>,
         options: &Options,
         trust: Trust,
-        opened: Vec<Half>,
+        mut opened: Opened,
     ) -> io::Result<Self> {
-        let channels = opened.iter().map(|half| (half.number, half.own.clone())).collect();
-        let desk = Desk::new(side, serves, options.channels_max, options.slots, opened);
+        let (channels, answers) = (opened.areas(), std::mem::take(&mut opened.answers));
+        let desk = Desk::new(side, Manners::of(options), opened);
         let link = Link::new(parts, view, channels, Box::new(AtDesk(desk.clone())))?;
+        answers.iter().for_each(|answer| link.core().send(answer));
         Ok(Self { link, desk, trust, wait: options.wait })
     }
 
-    /// Opens a channel that the peer serves under this name: so far servers serve, and clients open. At once if it was opened in the log-in
-    /// ([`ClientApp::channel`](crate::ClientApp::channel)), else one round trip to the peer's watcher, which answers
-    /// whatever its application is doing; at most `timeout`.
+    /// Opens a channel. Under a name that the peer serves it is there at once if it was opened in the log-in
+    /// ([`ClientApp::channel`](crate::ClientApp::channel), [`ServerApp::opens`](crate::ServerApp::opens)), else after
+    /// one round trip to the peer's watcher, which answers whatever its application is doing. Under another name the
+    /// peer's application decides, if it takes [offers](crate::ServerApp::offers). Waits at most `timeout`.
     ///
     /// # Errors
     /// [`ChannelError`]. The session goes on unless it says that it ended.
@@ -72,17 +78,64 @@ impl Session {
         name: impl Into<String>,
         timeout: Duration,
     ) -> Result<Channel<T>, ChannelError> {
-        let spec = ChannelSpec { name: name.into(), schema: T::ID };
-        if !is_name(&spec.name) {
-            return Err(ChannelError::BadName(spec.name));
+        let spec = self.spec::<T>(name.into())?;
+        match self.desk.take_initial(&spec) {
+            Some(asked) => self.opened(asked, timeout),
+            None => self.ask(spec, timeout, || Ok(None)),
         }
-        if self.link.core().is_forked() {
+    }
+
+    /// As [`open_channel`](Self::open_channel), with a message for whoever judges it: of at most 64 KiB, built in this
+    /// session's arena, on loan to the peer until it has read it. A peer that serves the name opens the channel without
+    /// looking at the message.
+    ///
+    /// # Errors
+    /// [`ChannelError`]. The session goes on unless it says that it ended.
+    pub fn open_channel_with<T: Schema, M: Schema>(
+        &self,
+        name: impl Into<String>,
+        metadata: &Message<M>,
+        timeout: Duration,
+    ) -> Result<Channel<T>, ChannelError> {
+        let spec = self.spec::<T>(name.into())?;
+        self.ask(spec, timeout, || self.lend_metadata(metadata).map(Some))
+    }
+
+    fn spec<T: Schema>(&self, name: String) -> Result<ChannelSpec, ChannelError> {
+        if !is_name(&name) {
+            return Err(ChannelError::BadName(name));
+        }
+        if self.core().is_forked() {
             return Err(self.ended());
         }
-        if let Some(half) = self.desk.take_now(|waiting| *waiting == spec) {
-            return Ok(self.channel(half));
+        Ok(ChannelSpec { name, schema: T::ID })
+    }
+
+    fn lend_metadata<M: Schema>(&self, metadata: &Message<M>) -> Result<MetadataAt, ChannelError> {
+        let frozen = metadata.frozen();
+        if !frozen.arena().same(self.core().arena()) {
+            return Err(ChannelError::ForeignArena);
         }
-        let core = self.link.core();
+        let bytes = metadata.segments().map(<[u8]>::len).sum();
+        if bytes > METADATA_MAX {
+            return Err(ChannelError::MetadataTooLarge { bytes, limit: METADATA_MAX });
+        }
+        match self.core().loans().lend(frozen) {
+            // At most 512, or it would not be frozen.
+            Ok(handle) => Ok(MetadataAt { handle, segments: frozen.segment_count() as u16, schema: M::ID }),
+            Err(LendProblem::Quota(exceeded)) => Err(exceeded.into()),
+            Err(LendProblem::Over) => Err(self.ended()),
+        }
+    }
+
+    /// Asks the peer for a channel and waits for its answer.
+    fn ask<T: Schema>(
+        &self,
+        spec: ChannelSpec,
+        timeout: Duration,
+        metadata: impl FnOnce() -> Result<Option<MetadataAt>, ChannelError>,
+    ) -> Result<Channel<T>, ChannelError> {
+        let core = self.core();
         if core.ended().is_some() {
             return Err(self.ended());
         }
@@ -90,13 +143,21 @@ impl Session {
             return Err(ChannelError::TooMany);
         }
         let (own, area) = cut_area(core.arena(), self.desk.slots()).map_err(|_| ChannelError::NoMemory)?;
+        let metadata = metadata()?;
         let number = self.desk.ask(|number| {
             // The number is new, so this is not refused.
             let _ = core.add_channel(number, own.clone());
-            core.send(&Control::OpenChannel { number, schema: spec.schema, area, name: spec.name.clone() });
+            let (schema, name) = (spec.schema, spec.name.clone());
+            core.send(&Control::OpenChannel(Wish { number, schema, area, name, metadata }));
         });
-        let answer = self.desk.answer(number, Instant::now().checked_add(timeout));
-        match answer {
+        self.opened(Asked { number, spec, own }, timeout)
+    }
+
+    /// Waits for the peer's answer.
+    fn opened<T: Schema>(&self, asked: Asked, timeout: Duration) -> Result<Channel<T>, ChannelError> {
+        let core = self.core();
+        let Asked { number, spec, own } = asked;
+        match self.desk.answer(number, Instant::now().checked_add(timeout)) {
             None => Err(if core.ended().is_some() { self.ended() } else { ChannelError::TimedOut }),
             Some(Err(refusal)) => {
                 core.forget_channel(number);
@@ -130,15 +191,95 @@ impl Session {
         self.accept_until(Instant::now().checked_add(timeout))
     }
 
+    /// As [`accept_channel_timeout`](Self::accept_channel_timeout), for a channel of this name alone.
+    ///
+    /// # Errors
+    /// [`ChannelError::Ended`] once the session is over, [`ChannelError::TimedOut`] if none was opened in time.
+    pub fn accept_channel_named<T: Schema>(&self, name: &str, timeout: Duration) -> Result<Channel<T>, ChannelError> {
+        let fits = |waiting: &ChannelSpec| waiting.schema == T::ID && waiting.name == name;
+        self.accept_fitting(fits, Instant::now().checked_add(timeout))
+    }
+
     fn accept_until<T: Schema>(&self, deadline: Option<Instant>) -> Result<Channel<T>, ChannelError> {
-        if self.link.core().is_forked() {
+        self.accept_fitting(|waiting| waiting.schema == T::ID, deadline)
+    }
+
+    fn accept_fitting<T: Schema>(
+        &self,
+        fits: impl Fn(&ChannelSpec) -> bool,
+        deadline: Option<Instant>,
+    ) -> Result<Channel<T>, ChannelError> {
+        if self.core().is_forked() {
             return Err(self.ended());
         }
-        match self.desk.take(|waiting| waiting.schema == T::ID, deadline) {
-            Some(half) => Ok(self.channel(half)),
-            None if self.link.core().ended().is_some() => Err(self.ended()),
-            None => Err(ChannelError::TimedOut),
+        let half = self.desk.take(fits, deadline);
+        half.map(|half| self.channel(half)).ok_or_else(|| self.nothing_came())
+    }
+
+    /// The next channel that the peer wants to open under a name that this side does not serve, waiting as long as it
+    /// takes. Needs [`ServerApp::offers`](crate::ServerApp::offers) or [`ClientApp::offers`](crate::ClientApp::offers).
+    ///
+    /// # Errors
+    /// [`ChannelError::Ended`] once the session is over.
+    pub fn accept_offer(&self) -> Result<Offer, ChannelError> {
+        self.accept_offer_until(None)
+    }
+
+    /// As [`accept_offer`](Self::accept_offer), waiting at most `timeout`.
+    ///
+    /// # Errors
+    /// [`ChannelError::Ended`] once the session is over, [`ChannelError::TimedOut`] if none came in time.
+    pub fn accept_offer_timeout(&self, timeout: Duration) -> Result<Offer, ChannelError> {
+        self.accept_offer_until(Instant::now().checked_add(timeout))
+    }
+
+    fn accept_offer_until(&self, deadline: Option<Instant>) -> Result<Offer, ChannelError> {
+        if self.core().is_forked() {
+            return Err(self.ended());
         }
+        let offered = self.desk.take_offer(deadline);
+        offered.map(|offered| Offer::new(self.clone(), offered)).ok_or_else(|| self.nothing_came())
+    }
+
+    fn nothing_came(&self) -> ChannelError {
+        if self.core().ended().is_some() { self.ended() } else { ChannelError::TimedOut }
+    }
+
+    /// Makes a channel of what the peer has offered, or tells it why not.
+    pub(super) fn accept_offered<T: Schema>(&self, offered: Offered) -> Result<Channel<T>, ChannelError> {
+        let core = self.core();
+        if core.ended().is_some() {
+            return Err(self.ended());
+        }
+        let Offered { number, spec, peer, metadata } = offered;
+        if let Some(metadata) = metadata {
+            core.owe(metadata.handle);
+        }
+        let refuse = |refusal, error| {
+            core.send(&Control::ChannelRefused { number, refusal });
+            Err(error)
+        };
+        if spec.schema != T::ID {
+            let (channel, theirs) = (spec.name, spec.schema);
+            let error = ChannelError::WrongSchema { channel, ours: T::ID, theirs };
+            return refuse(Refusal::OtherSchema(T::ID), error);
+        }
+        if !self.desk.may_open(core) {
+            return refuse(Refusal::TooMany, ChannelError::TooMany);
+        }
+        let Ok((own, area)) = cut_area(core.arena(), self.desk.slots()) else {
+            return refuse(Refusal::NoMemory, ChannelError::NoMemory);
+        };
+        // Numbers are checked when they are offered, so this is not refused.
+        let _ = core.add_channel(number, own.clone());
+        core.send(&Control::ChannelOpened { number, area });
+        Ok(self.channel(Half { number, spec, own, peer }))
+    }
+
+    /// Begins a message in this side's arena: metadata, or one to be sent in any channel of the session.
+    #[must_use]
+    pub fn create_msg<M: Schema>(&self) -> Builder<M> {
+        Builder::new(self.arena())
     }
 
     /// The arena that this side's messages of this session are built in.
@@ -178,12 +319,52 @@ impl Session {
         self.link.core().close();
     }
 
+    /// Ends the session for both sides once the peer has received everything that was sent, and has returned everything
+    /// it was lent; after `timeout` in any case. Looks every few milliseconds. What other threads send meanwhile is
+    /// waited for as well.
+    ///
+    /// # Errors
+    /// [`CloseError`]: how the session ended otherwise.
+    pub fn close_timeout(&self, timeout: Duration) -> Result<(), CloseError> {
+        let deadline = Instant::now().checked_add(timeout);
+        let core = self.core();
+        loop {
+            if let Some(cause) = core.ended() {
+                return Err(CloseError::Ended { peer: self.peer_name().to_owned(), cause });
+            }
+            if core.is_drained() {
+                core.close();
+                return Ok(());
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|at| at <= now) {
+                core.close();
+                let (loans, bytes) = self.on_loan();
+                return Err(CloseError::TimedOut { loans, bytes });
+            }
+            let look = now + DRAIN_LOOK;
+            self.desk.sleep(deadline.map_or(look, |at| at.min(look)));
+        }
+    }
+
+    pub(super) fn core(&self) -> &Core {
+        self.link.core()
+    }
+
+    pub(super) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    pub(super) fn trust(&self) -> Trust {
+        self.trust
+    }
+
     fn channel<T: Schema>(&self, half: Half) -> Channel<T> {
         let Half { number, spec, own, peer } = half;
         Channel::new(Lane::new(&self.link, number, spec.name, own, peer, self.wait), self.trust)
     }
 
-    fn ended(&self) -> ChannelError {
+    pub(super) fn ended(&self) -> ChannelError {
         let cause = self.end().unwrap_or(Ended::Closed);
         ChannelError::Ended { peer: self.peer_name().to_owned(), cause }
     }
@@ -196,6 +377,7 @@ impl Session {
             Refusal::TooMany => ChannelError::TooMany,
             Refusal::NoMemory => ChannelError::NoMemory,
             Refusal::Closed => ChannelError::Ended { peer: self.peer_name().to_owned(), cause: Ended::PeerClosed },
+            Refusal::Rejected(reason) => ChannelError::Rejected { channel, reason },
         }
     }
 }

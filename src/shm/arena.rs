@@ -235,7 +235,7 @@ impl Arena {
 }
 
 /// See [`Arena::downgrade`].
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct WeakArena(Weak<Owned>);
 
 impl WeakArena {

@@ -3,15 +3,16 @@
 
 use super::handle::{Handle, WORD};
 use crate::sys::cpu;
-use crate::sys::fork::NoForkFd;
+use crate::sys::fork::{NoForkFd, PerProcess};
 use crate::sys::mapping::{Access, Mapping};
-use crate::sys::memfd::{BadMemory, Memfd};
+use crate::sys::memfd::{BadMemory, FileId, Memfd};
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::sync::{AtomicU64, Ordering};
 use crate::sys::words::PeerWords;
+use std::collections::BTreeMap;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use thiserror::Error;
 
 /// A peer's arena could not be mapped.
@@ -31,15 +32,37 @@ pub enum ViewError {
 pub(crate) struct View {
     map: Mapping,
     arena: u32,
+    key: Key,
 }
 
+/// Whose memory it is, as the kernel says, and what the peer calls it. A mapping keeps its file, and Linux, since before
+/// it had `futex_waitv`, gives no two memfds of one boot the same 64 bits.
+type Key = (FileId, u32);
+
+/// The views of this process: sessions with one arena share one mapping of it, since address space is not endless.
+static VIEWS: PerProcess<BTreeMap<Key, Weak<View>>> = PerProcess::new(BTreeMap::new());
+
 impl View {
-    /// Checks what a peer sent, and only then maps it.
+    /// Checks what a peer sent, and only then maps it, unless it is mapped already.
     pub(crate) fn map(fd: NoForkFd, arena: u32, announced: u64, limit: u64) -> Result<Arc<Self>, ViewError> {
         let memfd = Memfd::check(fd, announced, limit)?;
+        let key = (memfd.id()?, arena);
+        let known = VIEWS.lock().get(&key).and_then(Weak::upgrade);
+        if let Some(view) = known {
+            return Ok(view);
+        }
         // The descriptor is not needed beyond this: the mapping keeps the memory.
         let map = Mapping::new(&memfd, memfd.len(), Access::ReadOnly)?;
-        Ok(Arc::new(Self { map, arena }))
+        let made = Arc::new(Self { map, arena, key });
+        let mut views = VIEWS.lock();
+        // Another thread may have been quicker.
+        let quicker = views.get(&key).and_then(Weak::upgrade);
+        if quicker.is_none() {
+            views.insert(key, Arc::downgrade(&made));
+        }
+        // Before either view can be dropped, which takes the lock.
+        drop(views);
+        Ok(quicker.unwrap_or(made))
     }
 
     #[inline]
@@ -76,6 +99,16 @@ impl View {
                 Ok(Place { start, len: len as usize })
             }
             _ => Err(PeerMisbehaved::HandleOutOfRange { offset, len, arena_words }),
+        }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        let mut views = VIEWS.lock();
+        // Not if another view of the same memory has taken the place.
+        if views.get(&self.key).is_some_and(|view| view.strong_count() == 0) {
+            views.remove(&self.key);
         }
     }
 }

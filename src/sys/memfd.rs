@@ -53,6 +53,13 @@ pub(crate) enum Writable {
     NoMore,
 }
 
+/// Which file the kernel says it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
 /// A memfd of fixed size.
 #[derive(Debug)]
 pub(crate) struct Memfd {
@@ -147,6 +154,12 @@ impl Memfd {
 
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Which file it is, whoever opened it and how often.
+    pub(crate) fn id(&self) -> io::Result<FileId> {
+        let found = fstat(self)?;
+        Ok(FileId { device: found.st_dev, inode: found.st_ino })
     }
 
     /// How many bytes of it exist as pages.

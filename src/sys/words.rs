@@ -57,6 +57,11 @@ mod real {
             self.0.words()[index].store(value, Ordering::Relaxed);
         }
 
+        /// What this process stored last.
+        pub(crate) fn peek(&self, index: usize) -> u64 {
+            self.0.words()[index].load(Ordering::Relaxed)
+        }
+
         /// Stores so that whoever acquires this value also sees every store made before it.
         #[inline]
         pub(crate) fn publish(&self, index: usize, value: u64) {

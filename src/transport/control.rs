@@ -14,6 +14,9 @@ pub(crate) const RETURNS_PER_FRAME: usize = 7;
 /// The longest name, in bytes of UTF-8.
 pub(crate) const NAME_MAX: usize = 64;
 
+/// The longest reason for a rejection, in bytes of UTF-8.
+pub(crate) const REASON_MAX: usize = 108;
+
 /// Where a side's half of a channel lies in its own arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AreaAt {
@@ -25,12 +28,7 @@ pub(crate) struct AreaAt {
 /// A frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Control {
-    OpenChannel {
-        number: u32,
-        schema: u64,
-        area: AreaAt,
-        name: String,
-    },
+    OpenChannel(Wish),
     ChannelOpened {
         number: u32,
         area: AreaAt,
@@ -43,14 +41,36 @@ pub(crate) enum Control {
     ChannelClosed {
         number: u32,
     },
-    /// Handles that found no slot to go home in.
-    Returns(Vec<Handle>),
+    /// Handles that found no slot to go home in; and, unless 0, the number of a channel in whose ring others lie, which
+    /// its owner may not be looking at.
+    Returns {
+        look_at: u32,
+        handles: Vec<Handle>,
+    },
     /// Nothing but returns follows.
     Goodbye(Farewell),
 }
 
-/// Why a channel is not opened.
+/// What one side asks for when it opens a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) number: u32,
+    pub(crate) schema: u64,
+    pub(crate) area: AreaAt,
+    pub(crate) name: String,
+    pub(crate) metadata: Option<MetadataAt>,
+}
+
+/// A message that goes with a wish, on loan like any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MetadataAt {
+    pub(crate) handle: Handle,
+    pub(crate) segments: u16,
+    pub(crate) schema: u64,
+}
+
+/// Why a channel is not opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     UnknownName,
     /// With the schema the refuser has under that name.
@@ -59,14 +79,20 @@ pub(crate) enum Refusal {
     NoMemory,
     /// Nobody is left to accept it.
     Closed,
+    /// The application's own words, of at most [`REASON_MAX`] bytes.
+    Rejected(String),
 }
 
 impl Control {
     pub(crate) fn to_bytes(&self) -> [u8; FRAME] {
         let mut out = Writer { bytes: [0; FRAME], at: 0 };
         match self {
-            Self::OpenChannel { number, schema, area, name } => {
-                out.u32(1).u32(*number).u64(*schema).area(*area).name(name);
+            Self::OpenChannel(Wish { number, schema, area, name, metadata }) => {
+                out.u32(1).u32(*number).u64(*schema).area(*area).text::<NAME_MAX>(name);
+                if let Some(MetadataAt { handle, segments, schema }) = metadata {
+                    let [low, high] = handle.to_words();
+                    out.u64(low).u64(high).u64(*schema).u32(u32::from(*segments));
+                }
             }
             Self::ChannelOpened { number, area } => {
                 out.u32(2).u32(*number).area(*area);
@@ -78,15 +104,19 @@ impl Control {
                     Refusal::TooMany => (3, 0),
                     Refusal::NoMemory => (4, 0),
                     Refusal::Closed => (5, 0),
+                    Refusal::Rejected(_) => (6, 0),
                 };
                 out.u32(3).u32(*number).u32(code).u64(detail);
+                if let Refusal::Rejected(reason) = refusal {
+                    out.text::<REASON_MAX>(reason);
+                }
             }
             Self::ChannelClosed { number } => {
                 out.u32(4).u32(*number);
             }
-            Self::Returns(handles) => {
+            Self::Returns { look_at, handles } => {
                 debug_assert!(handles.len() <= RETURNS_PER_FRAME);
-                out.u32(5).u32(0);
+                out.u32(5).u32(*look_at);
                 for [low, high] in handles.iter().map(|handle| handle.to_words()) {
                     out.u64(low).u64(high);
                 }
@@ -106,8 +136,14 @@ impl Control {
         let (kind, number) = (from.u32(), from.u32());
         Ok(match kind {
             1 => {
-                let (schema, area) = (from.u64(), from.area());
-                Self::OpenChannel { number, schema, area, name: from.name()? }
+                let (schema, area, name) = (from.u64(), from.area(), from.name()?);
+                let handle = Handle::from_words([from.u64(), from.u64()]);
+                let metadata = handle.map(|handle| {
+                    let (schema, segments) = (from.u64(), from.u32());
+                    // No message has so many.
+                    MetadataAt { handle, segments: u16::try_from(segments).unwrap_or(u16::MAX), schema }
+                });
+                Self::OpenChannel(Wish { number, schema, area, name, metadata })
             }
             2 => Self::ChannelOpened { number, area: from.area() },
             3 => {
@@ -118,6 +154,7 @@ impl Control {
                     3 => Refusal::TooMany,
                     4 => Refusal::NoMemory,
                     5 => Refusal::Closed,
+                    6 => Refusal::Rejected(from.text::<REASON_MAX>("reason is not UTF-8")?),
                     _ => return Err(PeerMisbehaved::Frame("unknown refusal")),
                 };
                 Self::ChannelRefused { number, refusal }
@@ -125,7 +162,7 @@ impl Control {
             4 => Self::ChannelClosed { number },
             5 => {
                 let handles = (0..RETURNS_PER_FRAME).map_while(|_| Handle::from_words([from.u64(), from.u64()]));
-                Self::Returns(handles.collect())
+                Self::Returns { look_at: number, handles: handles.collect() }
             }
             6 => Self::Goodbye(match number {
                 0 => Farewell::Closed,
@@ -162,13 +199,16 @@ impl<const N: usize> Writer<N> {
         self.u64(area.offset).u32(area.slots)
     }
 
-    /// A name padded with zeros. Names are checked before they get here.
-    pub(crate) fn name(&mut self, name: &str) -> &mut Self {
-        let mut field = [0; NAME_MAX];
-        let bytes = name.as_bytes();
-        let len = bytes.len().min(NAME_MAX);
-        field[..len].copy_from_slice(&bytes[..len]);
+    /// A text padded with zeros, cut to `LEN` bytes between two characters.
+    pub(crate) fn text<const LEN: usize>(&mut self, text: &str) -> &mut Self {
+        let mut field = [0; LEN];
+        let len = (0..=text.len().min(LEN)).rev().find(|&len| text.is_char_boundary(len)).unwrap_or(0);
+        field[..len].copy_from_slice(&text.as_bytes()[..len]);
         self.raw(&field)
+    }
+
+    pub(crate) fn name(&mut self, name: &str) -> &mut Self {
+        self.text::<NAME_MAX>(name)
     }
 }
 
@@ -199,11 +239,16 @@ impl Reader<'_> {
     }
 
     pub(crate) fn name(&mut self) -> Result<String, PeerMisbehaved> {
-        let field: [u8; NAME_MAX] = self.raw();
-        let len = field.iter().position(|&byte| byte == 0).unwrap_or(NAME_MAX);
-        let name = field.get(..len).unwrap_or_default();
-        let name = std::str::from_utf8(name).map_err(|_| PeerMisbehaved::Frame("name is not UTF-8"))?;
-        Ok(name.to_owned())
+        self.text::<NAME_MAX>("name is not UTF-8")
+    }
+
+    /// A text padded with zeros; `otherwise` names the breach of one that is none.
+    pub(crate) fn text<const LEN: usize>(&mut self, otherwise: &'static str) -> Result<String, PeerMisbehaved> {
+        let field: [u8; LEN] = self.raw();
+        let len = field.iter().position(|&byte| byte == 0).unwrap_or(LEN);
+        let text = field.get(..len).unwrap_or_default();
+        let text = std::str::from_utf8(text).map_err(|_| PeerMisbehaved::Frame(otherwise))?;
+        Ok(text.to_owned())
     }
 }
 
@@ -221,13 +266,18 @@ mod tests {
             Refusal::TooMany,
             Refusal::NoMemory,
             Refusal::Closed,
+            Refusal::Rejected("y".repeat(REASON_MAX)),
+            Refusal::Rejected(String::new()),
         ];
+        let plain = Wish { number: 7, schema: 0xABCD, area, name: "x".repeat(NAME_MAX), metadata: None };
+        let metadata = Some(MetadataAt { handle, segments: 512, schema: u64::MAX });
         let mut frames = vec![
-            Control::OpenChannel { number: 7, schema: 0xABCD, area, name: "x".repeat(NAME_MAX) },
+            Control::OpenChannel(plain.clone()),
+            Control::OpenChannel(Wish { metadata, ..plain }),
             Control::ChannelOpened { number: u32::MAX, area },
             Control::ChannelClosed { number: 9 },
-            Control::Returns(vec![handle; RETURNS_PER_FRAME]),
-            Control::Returns(vec![]),
+            Control::Returns { look_at: 0, handles: vec![handle; RETURNS_PER_FRAME] },
+            Control::Returns { look_at: u32::MAX, handles: vec![] },
             Control::Goodbye(Farewell::Closed),
             Control::Goodbye(Farewell::PeerMisbehaved),
         ];
@@ -238,9 +288,24 @@ mod tests {
     }
 
     #[test]
+    fn a_reason_is_cut_between_two_characters() {
+        let refused = |reason: &str| Control::ChannelRefused { number: 1, refusal: Refusal::Rejected(reason.into()) };
+        let found = Control::from_bytes(&refused(&"ü".repeat(REASON_MAX)).to_bytes());
+        assert_eq!(found, Ok(refused(&"ü".repeat(REASON_MAX / 2))));
+        let found = Control::from_bytes(&refused(&format!("x{}", "ü".repeat(REASON_MAX))).to_bytes());
+        assert_eq!(found, Ok(refused(&format!("x{}", "ü".repeat(REASON_MAX / 2 - 1)))));
+        let mut bytes = refused("").to_bytes();
+        bytes[20] = 0xFF;
+        assert_eq!(Control::from_bytes(&bytes), Err(PeerMisbehaved::Frame("reason is not UTF-8")));
+    }
+
+    #[test]
     fn no_byte_of_a_frame_can_panic_the_reader() {
         let area = AreaAt { offset: 1, slots: 2 };
-        let frame = Control::OpenChannel { number: 1, schema: 2, area, name: "name".into() }.to_bytes();
+        let metadata =
+            Some(MetadataAt { handle: Handle { arena: 1, offset: 2, len: 3, ticket: 4 }, segments: 1, schema: 5 });
+        let wish = Wish { number: 1, schema: 2, area, name: "name".into(), metadata };
+        let frame = Control::OpenChannel(wish).to_bytes();
         for at in 0..FRAME {
             for value in 0..=255 {
                 let mut bytes = frame;

@@ -13,7 +13,7 @@ use super::watch;
 use crate::shm::arena::Arena;
 use crate::shm::handle::Handle;
 use crate::shm::loans::{LoanQuota, Loans};
-use crate::shm::view::View;
+use crate::shm::view::{Home, View};
 use crate::sys::barrier::Fence;
 use crate::sys::fork;
 use crate::sys::misbehaved::PeerMisbehaved;
@@ -64,6 +64,8 @@ pub(crate) struct Core {
     outgoing: Mutex<Outgoing>,
     /// Owed for channels that are gone.
     orphans: Mutex<Vec<Handle>>,
+    /// Numbers of channels that owe something, each once.
+    owing: Mutex<Vec<u32>>,
     armed: AtomicBool,
 }
 
@@ -119,10 +121,13 @@ impl Core {
         }
         let whole = buffer.get(..len).and_then(|frame| frame.try_into().ok());
         match Control::from_bytes(whole.ok_or(PeerMisbehaved::Frame("wrong length"))?)? {
-            Control::Returns(handles) => {
+            Control::Returns { look_at, handles } => {
                 handles.into_iter().try_for_each(|handle| self.loans.give_back(handle))?;
-                // There may be more in rings that this side's application does not look at.
-                self.ports().iter().for_each(|port| port.collect());
+                // More lies in a ring that this side's application may not be looking at. A channel that has closed
+                // meanwhile was emptied then.
+                if let Some(port) = self.port_of(look_at) {
+                    port.collect();
+                }
                 // What fell free may be given back to the system once nothing happens any more.
                 self.arm();
                 Ok(())
@@ -180,7 +185,7 @@ impl Core {
     /// Sends a frame, or keeps it until the socket takes it.
     pub(crate) fn send(&self, control: &Control) {
         let mut outgoing = self.outgoing.lock();
-        if outgoing.said_goodbye && !matches!(control, Control::Returns(_)) {
+        if outgoing.said_goodbye && !matches!(control, Control::Returns { .. }) {
             return;
         }
         outgoing.said_goodbye |= matches!(control, Control::Goodbye(_));
@@ -238,33 +243,49 @@ impl Core {
         self.armed.store(false, Ordering::Release);
     }
 
-    /// Sends home what has been owed for a whole tick; tells whether there is more to do.
+    /// Sends home what has been owed for a whole tick; tells whether there is more to do. Looks only at the channels
+    /// that owe something.
     pub(super) fn tick(&self) -> bool {
         let mut home = std::mem::take(&mut *self.orphans.lock());
-        let ports = self.ports();
-        let mut busy = false;
-        for port in &ports {
-            busy |= port.take_stale(&mut home);
+        let numbers = std::mem::take(&mut *self.owing.lock());
+        let (mut in_slots, mut owing) = (Vec::new(), false);
+        for port in numbers.into_iter().filter_map(|number| self.port_of(number)) {
+            owing |= port.tick(&mut home);
+            if port.take_returned_in_slots() {
+                in_slots.push(port);
+            }
         }
-        // So that the owner looks at its rings.
-        if ports.iter().filter(|port| port.take_returned_in_slots()).count() > 0 && home.is_empty() {
-            self.send(&Control::Returns(Vec::new()));
-        }
-        busy | !self.send_home(home)
+        owing | !self.send_home(home, &in_slots)
     }
 
-    /// Sends handles home as far as the socket takes them; the rest, of which the peer's quota allows many, waits here
-    /// and not in the queue. False if there is a rest.
-    fn send_home(&self, mut home: Vec<Handle>) -> bool {
+    /// Sends handles home, and names the channels whose rings have some, as far as the socket takes it; the rest, of
+    /// which the peer's quota allows many, waits here and not in the queue. False if there is a rest.
+    fn send_home(&self, mut home: Vec<Handle>, in_slots: &[Arc<Port>]) -> bool {
+        let mut untold = in_slots.iter();
         let mut outgoing = self.outgoing.lock();
-        while self.flush(&mut outgoing) && !home.is_empty() {
-            let some = home.split_off(home.len().saturating_sub(RETURNS_PER_FRAME));
-            outgoing.frames.push_back(Control::Returns(some).to_bytes());
+        while self.flush(&mut outgoing) && !(home.is_empty() && untold.len() == 0) {
+            let handles = home.split_off(home.len().saturating_sub(RETURNS_PER_FRAME));
+            let look_at = untold.next().map_or(0, |port| port.number());
+            outgoing.frames.push_back(Control::Returns { look_at, handles }.to_bytes());
         }
-        let all = outgoing.frames.is_empty() && home.is_empty();
+        let all = outgoing.frames.is_empty() && home.is_empty() && untold.len() == 0;
         drop(outgoing);
         self.orphans.lock().extend(home);
+        untold.for_each(|port| port.returned_in_slots());
         all
+    }
+
+    /// A channel owes something: the next tick is to look at it.
+    #[cold]
+    pub(super) fn owes(&self, number: u32) {
+        self.owing.lock().push(number);
+        self.arm();
+    }
+
+    /// A handle that belongs to no channel goes home with the next frames.
+    pub(crate) fn owe(&self, handle: Handle) {
+        self.orphans.lock().push(handle);
+        self.arm();
     }
 
     // What channels leave behind.
@@ -363,6 +384,7 @@ impl Link {
             loans,
             outgoing: Mutex::default(),
             orphans: Mutex::default(),
+            owing: Mutex::default(),
             armed: AtomicBool::new(false),
         });
         watch::add(&core)?;
@@ -381,10 +403,12 @@ impl Link {
 
     /// Gives a channel its port, with whatever happened to it before.
     pub(super) fn port(&self, number: u32, name: String, inbox: Inbox) -> Arc<Port> {
+        let theirs = inbox.consumer.theirs();
         let port = Arc::new(Port::new(self.clone(), number, name, inbox));
         let mut channels = self.core().channels.lock();
         let closed_there = channels.get_mut(&number).is_some_and(|entry| {
             entry.port = Arc::downgrade(&port);
+            entry.theirs = theirs;
             entry.closed_there
         });
         drop(channels);
@@ -395,6 +419,20 @@ impl Link {
             None => {}
         }
         port
+    }
+}
+
+/// For what is lent with no channel.
+impl Home for Link {
+    fn view(&self) -> &View {
+        &self.0.view
+    }
+
+    fn owe(&self, handle: Handle) {
+        // In a forked child the books are a copy, and their lock may have been held by a thread that is not here.
+        if !self.core().is_forked() {
+            self.core().owe(handle);
+        }
     }
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Port {
     owes: AtomicUsize,
     /// Handles were returned in slots that the peer may not be looking at.
     in_slots: AtomicBool,
+    /// The watcher knows that there is something to look at here.
+    armed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -52,6 +54,7 @@ impl Port {
             inbox: Brief::new(Some(inbox)),
             owed: Brief::default(),
             in_slots: AtomicBool::new(false),
+            armed: AtomicBool::new(false),
             owes: AtomicUsize::new(0),
         }
     }
@@ -124,6 +127,28 @@ impl Port {
 
     pub(super) fn returned_in_slots(&self) {
         self.in_slots.store(true, Ordering::Relaxed);
+        self.arm();
+    }
+
+    /// Has the watcher look here at its next tick. A load if it does already.
+    #[inline]
+    fn arm(&self) {
+        // Partner: `tick`. The work this is about is under a lock, or in a flag, that `tick` looks at after disarming.
+        if !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::AcqRel) {
+            self.core().owes(self.number);
+        }
+    }
+
+    /// The watcher's look: takes what was owed at the last one already and is still. Tells whether anything is owed
+    /// since, and has another look taken then.
+    pub(super) fn tick(&self, into: &mut Vec<Handle>) -> bool {
+        // Partner: `arm`.
+        self.armed.swap(false, Ordering::AcqRel);
+        let owing = self.take_stale(into);
+        if owing {
+            self.arm();
+        }
+        owing
     }
 
     /// Whether handles were returned in slots since the last call.
@@ -162,7 +187,7 @@ impl Port {
     }
 
     /// Takes what was owed at the last call already and is still; tells whether anything is owed since.
-    pub(super) fn take_stale(&self, into: &mut Vec<Handle>) -> bool {
+    fn take_stale(&self, into: &mut Vec<Handle>) -> bool {
         let mut owed = self.owed.lock();
         let stale = owed.stale.min(owed.handles.len());
         into.extend(owed.handles.drain(..stale));
@@ -185,7 +210,7 @@ impl Home for Port {
             owed.handles.push_back(handle);
             self.count(&owed);
             drop(owed);
-            self.core().arm();
+            self.arm();
         }
     }
 }

@@ -3,6 +3,7 @@
 //! with the last; asleep unless there is something to do.
 
 use super::link::Core;
+use crate::shm::arena::{Arena, WeakArena};
 use crate::sys::fork::PerProcess;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -36,11 +37,17 @@ pub(super) fn add(core: &Arc<Core>) -> io::Result<()> {
         None => current.insert(Watcher::start()?).clone(),
     };
     let mut links = watcher.links.lock();
-    let served = Served { core: Arc::downgrade(core), lingering: None, at_end: false, armed: false, coolings: 0 };
-    links.insert(core.token(), served);
+    let served = Served {
+        core: Arc::downgrade(core),
+        arena: core.arena().downgrade(),
+        arena_id: core.arena().id(),
+        lingering: None,
+        at_end: false,
+    };
+    links.served.insert(core.token(), served);
     let result = watcher.epoll.add(&**core, EpollEvent::new(EpollFlags::EPOLLIN, core.token()));
     if let Err(errno) = result {
-        links.remove(&core.token());
+        links.served.remove(&core.token());
         drop(links);
         watcher.wake();
         return Err(errno.into());
@@ -51,7 +58,7 @@ pub(super) fn add(core: &Arc<Core>) -> io::Result<()> {
 /// Its users are gone; keeps it until the peer needs nothing of it any more.
 pub(super) fn linger(core: &Arc<Core>) {
     let Some(watcher) = WATCHER.lock().clone() else { return };
-    if let Some(served) = watcher.links.lock().get_mut(&core.token()).filter(|served| !served.at_end) {
+    if let Some(served) = watcher.links.lock().served.get_mut(&core.token()).filter(|served| !served.at_end) {
         served.lingering = Some(core.clone());
     }
     // The peer learns that nothing of its own is read here any more.
@@ -61,23 +68,25 @@ pub(super) fn linger(core: &Arc<Core>) {
 /// It is gone.
 pub(super) fn forget(token: u64) {
     let Some(watcher) = WATCHER.lock().clone() else { return };
-    watcher.links.lock().remove(&token);
+    watcher.links.lock().served.remove(&token);
     watcher.wake();
 }
 
 /// Ticks a link until it has nothing left to do.
 pub(super) fn arm(token: u64) {
     let Some(watcher) = WATCHER.lock().clone() else { return };
-    let ticking = {
+    let ticks_already = {
         let mut links = watcher.links.lock();
-        let ticking = links.values().any(|served| served.armed);
-        if let Some(served) = links.get_mut(&token) {
-            served.armed = true;
-            served.coolings = COOLINGS;
+        let ticks_already = !links.armed.is_empty();
+        let Links { served, armed, cooling } = &mut *links;
+        if let Some(served) = served.get(&token) {
+            armed.push(token);
+            let cooling = cooling.entry(served.arena_id).or_insert_with(|| (served.arena.clone(), 0));
+            cooling.1 = COOLINGS;
         }
-        ticking
+        ticks_already
     };
-    if !ticking {
+    if !ticks_already {
         watcher.wake();
     }
 }
@@ -90,16 +99,26 @@ const WAKE: u64 = 0;
 struct Watcher {
     epoll: Epoll,
     wake: EventFd,
-    links: Mutex<HashMap<u64, Served>>,
+    links: Mutex<Links>,
+}
+
+/// What is asked at every turn is in lists of its own: no turn looks at every session.
+#[derive(Default)]
+struct Links {
+    served: HashMap<u64, Served>,
+    /// By token, each once: a link is armed once until it is disarmed. Some may be gone.
+    armed: Vec<u64>,
+    /// Arenas by number, and how often each is still to be told. Many sessions share one.
+    cooling: HashMap<u32, (WeakArena, u32)>,
 }
 
 struct Served {
     core: Weak<Core>,
+    arena: WeakArena,
+    arena_id: u32,
     lingering: Option<Arc<Core>>,
     /// The socket has nothing more to say; there may still be returns to send.
     at_end: bool,
-    armed: bool,
-    coolings: u32,
 }
 
 impl Watcher {
@@ -124,9 +143,9 @@ impl Watcher {
     fn run(self: Arc<Self>) {
         crate::shm::forgo_in_this_thread();
         let mut events = [EpollEvent::empty(); 64];
-        let mut next_cooling = Instant::now();
+        let (mut next_tick, mut next_cooling) = (Instant::now(), Instant::now());
         loop {
-            let ready = match self.epoll.wait(&mut events, self.timeout(next_cooling)) {
+            let ready = match self.epoll.wait(&mut events, self.timeout(next_tick, next_cooling)) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => {
@@ -138,10 +157,12 @@ impl Watcher {
             for event in events.iter().take(ready).filter(|event| event.data() != WAKE) {
                 self.serve(event.data());
             }
-            self.tick();
-            if Instant::now() >= next_cooling {
-                self.cool();
-                next_cooling = Instant::now() + COOL;
+            let now = Instant::now();
+            if now >= next_tick && self.tick() {
+                next_tick = now + TICK;
+            }
+            if now >= next_cooling && self.cool() {
+                next_cooling = now + COOL;
             }
             if self.over() {
                 return;
@@ -150,24 +171,24 @@ impl Watcher {
     }
 
     /// Sleeps for good unless a link needs ticking or an arena cooling.
-    fn timeout(&self, next_cooling: Instant) -> EpollTimeout {
+    fn timeout(&self, next_tick: Instant, next_cooling: Instant) -> EpollTimeout {
         let links = self.links.lock();
-        if links.values().any(|served| served.armed) {
-            return EpollTimeout::try_from(TICK).unwrap_or(EpollTimeout::ZERO);
-        }
-        if links.values().any(|served| served.coolings > 0) {
-            let left = next_cooling.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            return EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO);
-        }
-        EpollTimeout::NONE
+        let ticking = (!links.armed.is_empty()).then_some(next_tick);
+        let cooling = (!links.cooling.is_empty()).then_some(next_cooling);
+        drop(links);
+        let Some(next) = ticking.into_iter().chain(cooling).min() else { return EpollTimeout::NONE };
+        let left = next.saturating_duration_since(Instant::now());
+        // Rounded up: rounding down would spin through the last millisecond.
+        let left = left + Duration::from_micros(999);
+        EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
     }
 
     fn serve(&self, token: u64) {
-        let core = self.links.lock().get(&token).and_then(|served| served.core.upgrade());
+        let core = self.links.lock().served.get(&token).and_then(|served| served.core.upgrade());
         let Some(core) = core else { return };
         if !core.on_readable() {
             let _ = self.epoll.delete(&*core);
-            let lingering = self.links.lock().get_mut(&token).and_then(|served| {
+            let lingering = self.links.lock().served.get_mut(&token).and_then(|served| {
                 served.at_end = true;
                 served.lingering.take()
             });
@@ -176,15 +197,17 @@ impl Watcher {
         }
     }
 
-    fn tick(&self) {
-        let armed: Vec<_> = self.links.lock().iter().filter(|(_, served)| served.armed).map(upgrade).collect();
-        for (token, core) in armed {
-            let Some(core) = core else { continue };
+    /// False if no link was armed.
+    fn tick(&self) -> bool {
+        let armed: Vec<(u64, Arc<Core>)> = {
+            let mut links = self.links.lock();
+            let armed = std::mem::take(&mut links.armed);
+            armed.into_iter().filter_map(|token| Some((token, links.served.get(&token)?.core.upgrade()?))).collect()
+        };
+        for (token, core) in &armed {
             if core.tick() {
+                self.links.lock().armed.push(*token);
                 continue;
-            }
-            if let Some(served) = self.links.lock().get_mut(&token) {
-                served.armed = false;
             }
             core.disarm();
             // Whoever queued work before that disarming saw the link armed, so look once more.
@@ -192,32 +215,31 @@ impl Watcher {
                 core.arm();
             }
         }
+        !armed.is_empty()
     }
 
-    fn cool(&self) {
-        let mut links = self.links.lock();
-        let idle = links.iter_mut().filter(|(_, served)| served.coolings > 0);
-        let cores: Vec<_> = idle
-            .filter_map(|(_, served)| {
-                served.coolings -= 1;
-                served.core.upgrade()
-            })
-            .collect();
-        drop(links);
-        cores.iter().for_each(|core| core.arena().decay());
+    /// False if no arena was cooling.
+    fn cool(&self) -> bool {
+        let mut arenas = Vec::new();
+        self.links.lock().cooling.retain(|_, (arena, times)| {
+            *times = times.saturating_sub(1);
+            let arena = arena.upgrade();
+            let goes_on = arena.is_some() && *times > 0;
+            arenas.extend(arena);
+            goes_on
+        });
+        // Outside the lock: the last hold on an arena may be this one.
+        arenas.iter().for_each(Arena::decay);
+        !arenas.is_empty()
     }
 
     /// True if nothing is left to serve; a later session starts another watcher.
     fn over(&self) -> bool {
         let mut current = WATCHER.lock();
-        let over = self.links.lock().is_empty();
+        let over = self.links.lock().served.is_empty();
         if over && current.as_ref().is_some_and(|watcher| std::ptr::eq(&**watcher, self)) {
             *current = None;
         }
         over
     }
-}
-
-fn upgrade((token, served): (&u64, &Served)) -> (u64, Option<Arc<Core>>) {
-    (*token, served.core.upgrade())
 }

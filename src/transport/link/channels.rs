@@ -18,6 +18,8 @@ use std::sync::{Arc, Weak};
 pub(super) struct Entry {
     area: Arc<OwnWords>,
     pub(super) port: Weak<Port>,
+    /// The other side's half, while this side looks at it.
+    pub(super) theirs: Weak<PeerWords>,
     closed_here: bool,
     pub(super) closed_there: bool,
     /// What was closed here, until the other side has filled its last slot.
@@ -26,7 +28,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(area: Arc<OwnWords>) -> Self {
-        Self { area, port: Weak::new(), closed_here: false, closed_there: false, inbox: None }
+        Self { area, port: Weak::new(), theirs: Weak::new(), closed_here: false, closed_there: false, inbox: None }
     }
 }
 
@@ -34,6 +36,10 @@ impl Core {
     /// Those alive now. Collected first, whatever is done with them: a port that is dropped comes back for the lock.
     pub(super) fn ports(&self) -> Vec<Arc<Port>> {
         self.channels.lock().values().filter_map(|entry| entry.port.upgrade()).collect()
+    }
+
+    pub(super) fn port_of(&self, number: u32) -> Option<Arc<Port>> {
+        self.channels.lock().get(&number)?.port.upgrade()
     }
 
     /// Notes a channel that both sides know of from now on.
@@ -53,6 +59,16 @@ impl Core {
 
     pub(crate) fn channel_count(&self) -> usize {
         self.channels.lock().len()
+    }
+
+    /// Whether the peer has received all that was sent, and returned all it was lent, as far as can be seen now.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.ports().iter().for_each(|port| port.collect());
+        let channels = self.channels.lock();
+        // What nobody looks at any more was emptied when both sides had closed it.
+        let emptied =
+            |entry: &Entry| entry.theirs.upgrade().is_none_or(|theirs| ring::is_emptied(&entry.area, &theirs));
+        channels.values().all(emptied) && self.loans.outstanding().0 == 0
     }
 
     pub(super) fn closed_there(&self, number: u32) -> Result<(), PeerMisbehaved> {
