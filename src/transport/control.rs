@@ -302,8 +302,7 @@ mod tests {
     #[test]
     fn no_byte_of_a_frame_can_panic_the_reader() {
         let area = AreaAt { offset: 1, slots: 2 };
-        let metadata =
-            Some(MetadataAt { handle: Handle { arena: 1, offset: 2, len: 3, ticket: 4 }, segments: 1, schema: 5 });
+        let metadata = Some(MetadataAt { handle: Handle::new(1, 2, 3, 4), segments: 1, schema: 5 });
         let wish = Wish { number: 1, schema: 2, area, name: "name".into(), metadata };
         let frame = Control::OpenChannel(wish).to_bytes();
         for at in 0..FRAME {
