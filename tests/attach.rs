@@ -268,7 +268,9 @@ fn too_many() {
         let many = vec![one.clone(); 255];
         assert_eq!(ask_with(&mut channel, "sizes", &many), vec!["5"; 255].join(" "));
         let mut message = channel.create_msg();
-        (0..256).for_each(|_| drop(message.attach_blob(one.clone())));
+        for _ in 0..256 {
+            message.attach_blob(one.clone());
+        }
         assert_eq!(message.freeze().err(), Some(FreezeError::TooManyBlobs(256)));
         // Out of another app's arena.
         let (other, _channel) = enter(place, client());
