@@ -1,11 +1,15 @@
 //! Turns the compiled schema requests into Rust. The requests are committed, so that building needs no `capnp` tool;
-//! `schema/regenerate` makes them.
+//! `schema/regenerate` makes them. For `tests/versions` it builds the crate as another version of itself.
 
 use std::error::Error;
 use std::fs::File;
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-env-changed=STRAIT_BUILD_AS");
+    if let Ok(build) = std::env::var("STRAIT_BUILD_AS") {
+        println!("cargo::rustc-cfg=strait_build=\"{build}\"");
+    }
     for name in ["hello", "cache"] {
         let request = Path::new("schema").join(name).with_extension("cgr");
         println!("cargo::rerun-if-changed={}", request.display());

@@ -17,7 +17,12 @@ pub(super) const FRAME: usize = 1024;
 pub(super) const CHANNELS_MAX: usize = 8;
 
 /// What this build speaks.
-pub(super) const VERSION: Version = Version { oldest: 1, newest: 1, layout: layout() };
+pub(super) const VERSION: Version = Version { oldest: OLDEST, newest: NEWEST, layout: layout() };
+
+/// The protocols spoken, as `tests/versions` builds them: this one, the next one that still knows this, and a later one
+/// that does not.
+const OLDEST: u32 = if cfg!(strait_build = "later") { 2 } else { 1 };
+const NEWEST: u32 = if cfg!(any(strait_build = "next", strait_build = "later")) { 2 } else { 1 };
 
 /// The process has registered for `membarrier`: see `sys::barrier`.
 const FEATURE_MEMBARRIER: u64 = 1;
@@ -302,6 +307,7 @@ const fn layout() -> u64 {
         b"slot: 7 words + sequence; area: cursor 0, receiver 16, sender 32, slots 48; end: sleeps, cpu, leaves fence; \
         handle: offset 36, arena 24, len 36, ticket 32; table: offset, len; blob: offset, bytes; control: 128; \
         login: 1024; capnp; endian: ";
+    let text: &[u8] = if cfg!(strait_build = "other-layout") { b"another" } else { text };
     let endian: &[u8] = if cfg!(target_endian = "little") { b"little" } else { b"big" };
     fnv(fnv(0xcbf2_9ce4_8422_2325, text), endian)
 }
