@@ -34,7 +34,9 @@ mod wait;
 
 #[cfg(not(strait_loom))]
 pub use self::{
-    channel::{Channel, RecvError, RequestError, SendError},
+    channel::{
+        Channel, DrainError, ExpectError, Expected, Receiver, RecvError, Replies, RequestError, SendError, Sender,
+    },
     message::{Builder, DataTooLong, FreezeError, Message, Received, Schema, Trust, data_len},
     session::{
         AcceptError, BindError, ChannelError, ClientApp, CloseError, ConnectError, LoginError, Offer, RunDirError,

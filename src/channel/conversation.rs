@@ -1,7 +1,7 @@
-//! Who said what to whom: numbers, answers, and what is kept for later. Pure: no clocks, no memory of the peer's.
+//! The numbers of a conversation: who said what to whom, and which answers are wanted. Pure: no clocks, no threads, no
+//! memory of the peer's. [`routes`](super::routes) says where a message goes once it has passed.
 
 use crate::sys::misbehaved::PeerMisbehaved;
-use crate::transport::descriptor::Envelope;
 use std::collections::VecDeque;
 
 /// One side's view of both directions.
@@ -11,8 +11,15 @@ pub(super) struct Conversation {
     received: u64,
     /// Requests whose answers are no longer wanted, oldest first.
     given_up: VecDeque<u64>,
-    /// Messages that came while an answer was awaited, oldest first.
-    kept: VecDeque<Envelope>,
+}
+
+/// What a message says of itself, beside its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answers {
+    /// The other direction's message that it answers.
+    pub(super) to: u64,
+    /// More answers to the same follow.
+    pub(super) more: bool,
 }
 
 /// What to do with a message.
@@ -23,76 +30,75 @@ pub(super) enum Verdict {
     Late,
 }
 
-/// Messages kept while an answer is awaited.
-const KEPT_MAX: usize = 4096;
-
-/// Unanswered requests remembered, so that late answers are known as such.
-const GIVEN_UP_MAX: usize = 1024;
+/// Requests remembered that were given up before their last answer, so that later answers are known as such. Those of
+/// older ones count as unexpected.
+pub(super) const GIVEN_UP_MAX: usize = 1024;
 
 impl Conversation {
     /// The number the next message sent will have.
+    #[inline]
     pub(super) fn next_id(&self) -> u64 {
         self.sent + 1
     }
 
+    #[inline]
     pub(super) fn sent(&mut self, id: u64) -> u64 {
         debug_assert_eq!(id, self.next_id());
         self.sent = id;
         id
     }
 
+    /// What was about to be sent was not.
+    pub(super) fn unsent(&mut self, id: u64) {
+        debug_assert_eq!(id, self.sent);
+        self.sent = id - 1;
+    }
+
     /// Judges a message by its numbers.
-    pub(super) fn arrived(&mut self, id: u64, in_reply_to: Option<u64>) -> Result<Verdict, PeerMisbehaved> {
+    #[inline]
+    pub(super) fn arrived(&mut self, id: u64, answers: Option<Answers>) -> Result<Verdict, PeerMisbehaved> {
         let expected = self.received + 1;
         if id != expected {
             return Err(PeerMisbehaved::MessageId { found: id, expected });
         }
         self.received = expected;
-        match in_reply_to {
-            Some(found) if found > self.sent => Err(PeerMisbehaved::ReplyToNothing { found, sent: self.sent }),
-            Some(found) => Ok(match self.given_up.iter().position(|&id| id == found) {
-                Some(index) => {
-                    self.given_up.remove(index);
-                    Verdict::Late
-                }
-                None => Verdict::Deliver,
-            }),
-            None => Ok(Verdict::Deliver),
+        match answers {
+            Some(Answers { to, .. }) if to > self.sent => {
+                Err(PeerMisbehaved::ReplyToNothing { found: to, sent: self.sent })
+            }
+            Some(answers) if !self.given_up.is_empty() => Ok(self.late(answers)),
+            _ => Ok(Verdict::Deliver),
         }
     }
 
-    /// Stops waiting for the answer to a request.
+    #[cold]
+    fn late(&mut self, answers: Answers) -> Verdict {
+        match self.given_up.iter().position(|&id| id == answers.to) {
+            Some(index) => {
+                if !answers.more {
+                    self.given_up.remove(index);
+                }
+                Verdict::Late
+            }
+            None => Verdict::Deliver,
+        }
+    }
+
+    /// Stops waiting for answers to a request whose last has not come.
     pub(super) fn give_up(&mut self, id: u64) {
         if self.given_up.len() == GIVEN_UP_MAX {
             self.given_up.pop_front();
         }
         self.given_up.push_back(id);
     }
-
-    /// Whether receiving has to come before anything more is kept.
-    pub(super) fn keeps_no_more(&self) -> bool {
-        self.kept.len() >= KEPT_MAX
-    }
-
-    /// Keeps a message for later.
-    pub(super) fn keep(&mut self, envelope: Envelope) {
-        debug_assert!(!self.keeps_no_more());
-        self.kept.push_back(envelope);
-    }
-
-    pub(super) fn next_kept(&mut self) -> Option<Envelope> {
-        self.kept.pop_front()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shm::handle::Handle;
 
-    fn envelope(id: u64) -> Envelope {
-        let handle = Handle::new(1, id, 1, 0);
-        Envelope { id, in_reply_to: None, handle, segments: 1, blobs: 0 }
+    fn to(to: u64, more: bool) -> Option<Answers> {
+        Some(Answers { to, more })
     }
 
     #[test]
@@ -109,28 +115,31 @@ mod tests {
     #[test]
     fn an_answer_to_nothing_is_misbehaviour() {
         let mut conversation = Conversation::default();
-        assert_eq!(conversation.arrived(1, Some(1)), Err(PeerMisbehaved::ReplyToNothing { found: 1, sent: 0 }));
+        assert_eq!(conversation.arrived(1, to(1, false)), Err(PeerMisbehaved::ReplyToNothing { found: 1, sent: 0 }));
+        conversation.sent(1);
+        conversation.unsent(1);
+        assert_eq!(conversation.arrived(2, to(1, true)), Err(PeerMisbehaved::ReplyToNothing { found: 1, sent: 0 }));
     }
 
     #[test]
-    fn an_answer_is_late_once() {
+    fn answers_are_late_until_the_last() {
         let mut conversation = Conversation::default();
         let id = conversation.next_id();
         conversation.sent(id);
         conversation.give_up(id);
-        assert_eq!(conversation.arrived(1, Some(id)), Ok(Verdict::Late));
-        assert_eq!(conversation.arrived(2, Some(id)), Ok(Verdict::Deliver));
+        assert_eq!(conversation.arrived(1, to(id, true)), Ok(Verdict::Late));
+        assert_eq!(conversation.arrived(2, to(id, false)), Ok(Verdict::Late));
+        assert_eq!(conversation.arrived(3, to(id, false)), Ok(Verdict::Deliver));
     }
 
     #[test]
-    fn what_is_kept_comes_in_order_and_is_bounded() {
+    fn what_was_given_up_is_remembered_up_to_a_bound() {
         let mut conversation = Conversation::default();
-        for id in 1..=KEPT_MAX as u64 {
-            assert!(!conversation.keeps_no_more());
-            conversation.keep(envelope(id));
+        for id in 1..=GIVEN_UP_MAX as u64 + 1 {
+            conversation.sent(id);
+            conversation.give_up(id);
         }
-        assert!(conversation.keeps_no_more());
-        assert!((1..=KEPT_MAX as u64).all(|id| conversation.next_kept() == Some(envelope(id))));
-        assert_eq!(conversation.next_kept(), None);
+        assert_eq!(conversation.arrived(1, to(1, false)), Ok(Verdict::Deliver));
+        assert_eq!(conversation.arrived(2, to(2, false)), Ok(Verdict::Late));
     }
 }

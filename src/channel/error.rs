@@ -1,8 +1,9 @@
 //! What each operation on a channel can fail with.
 
 use crate::shm::loans::QuotaExceeded;
-use crate::transport::LaneError;
-use crate::transport::ended::EndedError;
+use crate::transport::ended::{Ended, EndedError};
+use crate::transport::port::Port;
+use crate::transport::{LaneError, NoMessage};
 use thiserror::Error;
 
 /// Why a message was not sent. In every case nothing of it reached the peer.
@@ -27,6 +28,12 @@ pub enum SendError {
     /// The message to reply to came over another channel.
     #[error("the message to reply to came over another channel")]
     NotReceivedHere,
+    /// This side has said that it sends no more over this channel.
+    #[error("this side has finished sending")]
+    Finished,
+    /// The peer has cancelled the request that this would answer.
+    #[error("the request was cancelled")]
+    Cancelled,
 }
 
 /// Why no message was received.
@@ -39,6 +46,14 @@ pub enum RecvError {
     /// Nothing came in time.
     #[error("timed out waiting for a message")]
     TimedOut,
+    /// Everything has been received, in good order, and nothing more will come here: the peer has finished sending, or
+    /// this was the last answer, or the one message that was expected.
+    #[error("nothing more will come")]
+    Finished,
+    /// Other threads, streams or expectations of this channel have so many messages waiting that none is taken from the
+    /// peer any more, and it stayed so for as long as this call waited: receive, or drop, those first.
+    #[error("too many messages are kept for others")]
+    Backlog,
     /// There is no private memory for a copy; the message is given up, the channel goes on.
     #[error("no memory to copy a message of {bytes} bytes")]
     NoMemory {
@@ -47,11 +62,33 @@ pub enum RecvError {
     },
 }
 
-impl From<LaneError> for RecvError {
-    fn from(error: LaneError) -> Self {
+impl From<NoMessage> for RecvError {
+    fn from(error: NoMessage) -> Self {
         match error {
-            LaneError::TimedOut => Self::TimedOut,
-            LaneError::Ended(ended) => Self::Ended(ended),
+            NoMessage::TimedOut => Self::TimedOut,
+            NoMessage::Finished => Self::Finished,
+            NoMessage::Ended(ended) => Self::Ended(ended),
+        }
+    }
+}
+
+/// Why a message that came is not opened.
+pub(super) enum Unopened {
+    Ended(EndedError),
+    NoMemory(usize),
+}
+
+impl From<EndedError> for Unopened {
+    fn from(ended: EndedError) -> Self {
+        Self::Ended(ended)
+    }
+}
+
+impl From<Unopened> for RecvError {
+    fn from(why: Unopened) -> Self {
+        match why {
+            Unopened::Ended(ended) => Self::Ended(ended),
+            Unopened::NoMemory(bytes) => Self::NoMemory { bytes },
         }
     }
 }
@@ -90,12 +127,64 @@ impl From<SendError> for RequestError {
     }
 }
 
-impl From<RecvError> for RequestError {
-    fn from(error: RecvError) -> Self {
+impl From<Unopened> for RequestError {
+    fn from(why: Unopened) -> Self {
+        match why {
+            Unopened::Ended(ended) => Self::Ended(ended),
+            Unopened::NoMemory(bytes) => Self::NoMemory { bytes },
+        }
+    }
+}
+
+impl RequestError {
+    /// Nothing came, which is an answer of its own kind: a peer that sends no more gives none.
+    #[cold]
+    pub(super) fn unanswered(why: NoMessage, port: &Port) -> Self {
+        match why {
+            NoMessage::TimedOut => Self::TimedOut,
+            NoMessage::Finished => Self::Ended(finished(port)),
+            NoMessage::Ended(ended) => Self::Ended(ended),
+        }
+    }
+}
+
+/// What it is to whoever waits for an answer that the peer sends no more.
+pub(super) fn finished(port: &Port) -> EndedError {
+    EndedError { cause: Ended::Finished, ..port.error() }
+}
+
+/// Why a tag is not expected.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExpectError {
+    /// Messages of this channel's schema have no tag: its root has no unnamed union.
+    #[error("the schema has no unnamed union")]
+    NoUnion,
+    /// Another expectation takes messages with this tag.
+    #[error("messages with tag {0} are expected already")]
+    Taken(u16),
+    /// The process is a fork of the one that has the session.
+    #[error("the channel belongs to the process this one was forked from")]
+    ForkedProcess,
+}
+
+/// Why it is not known that the peer has taken everything that was sent.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DrainError {
+    /// It had not when time was up.
+    #[error("timed out before the peer had taken everything")]
+    TimedOut,
+    /// The session or the channel ended first.
+    #[error(transparent)]
+    Ended(#[from] EndedError),
+}
+
+impl From<LaneError> for DrainError {
+    fn from(error: LaneError) -> Self {
         match error {
-            RecvError::Ended(ended) => Self::Ended(ended),
-            RecvError::TimedOut => Self::TimedOut,
-            RecvError::NoMemory { bytes } => Self::NoMemory { bytes },
+            LaneError::TimedOut => Self::TimedOut,
+            LaneError::Ended(ended) => Self::Ended(ended),
         }
     }
 }

@@ -1,32 +1,46 @@
 //! L4: a conversation in one schema between two processes: messages, requests, replies. Knows no sockets and no log-in;
-//! its rules are a pure state machine ([`conversation`]), the loop around them is here.
+//! its rules are pure state machines ([`conversation`], [`routes`]), the loops around them are here (one owner) and in
+//! [`shared`] (split: many threads).
 
 mod conversation;
 mod error;
+mod receiver;
+mod replies;
+mod routes;
+mod sender;
+mod shared;
+mod side;
+#[cfg(test)]
+mod tests;
 
-pub use error::{RecvError, RequestError, SendError};
+pub use error::{DrainError, ExpectError, RecvError, RequestError, SendError};
+pub use receiver::{Expected, Receiver};
+pub use replies::Replies;
+pub use sender::Sender;
 
-use crate::message::{Builder, Message, OpenProblem, Opening, Received, Schema, Shelf, Trust};
+use crate::message::{Builder, Message, Received, Schema, Trust};
 use crate::shm::arena::Arena;
-use crate::shm::handle::Handle;
-use crate::shm::loans::LendProblem;
-use crate::shm::view::Borrowed;
-use crate::sys::misbehaved::PeerMisbehaved;
-use crate::transport::descriptor::Envelope;
+use crate::transport::descriptor::{ASKS, Envelope, MORE};
 use crate::transport::lane::WaitStats;
-use crate::transport::port::Port;
 use crate::transport::{Lane, LaneError};
 use crate::wait::{Deadline, Wait};
 use conversation::{Conversation, Verdict};
-use std::marker::PhantomData;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use error::Unopened;
+use routes::KEPT_MAX;
+use shared::Shared;
+use side::{Kept, Purpose, Reply, Side};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// One end of a channel that carries messages with root `T`, in both directions.
 ///
-/// Owned by one thread at a time (`Send`, all methods take `&mut self`). Everything that was sent before the other
-/// side closed, or died, can still be received. Dropping it closes the channel; messages received over it stay.
+/// Owned by one thread at a time (`Send`, all methods take `&mut self`); [`split`](Self::split) makes it one for many
+/// threads. Everything that was sent before the other side closed, or died, can still be received. Dropping it closes
+/// the channel; messages received over it stay.
+///
+/// An answer to a message that was sent with [`send`](Self::send) comes through [`recv`](Self::recv), like any message.
+/// The answers to [`request`](Self::request) do not: one that comes too late is dropped, one after the last is dropped
+/// and reported to its sender ([`unexpected_replies`](Self::unexpected_replies)).
 ///
 /// ```no_run
 /// # capnp::generated_code!(mod hello_capnp);
@@ -47,38 +61,44 @@ use std::time::Duration;
 /// # fn main() {}
 /// ```
 pub struct Channel<T: Schema> {
+    /// Messages that came while an answer was awaited, oldest first; gone before the lane.
+    kept: VecDeque<Kept>,
     lane: Lane,
-    trust: Trust,
-    shelf: Arc<Shelf>,
+    side: Side<T>,
     conversation: Conversation,
-    /// What no other channel of this process has.
-    serial: u64,
-    root: PhantomData<fn() -> T>,
+    /// This side sends no more.
+    finished: bool,
 }
 
 impl<T: Schema> Channel<T> {
     pub(crate) fn new(lane: Lane, trust: Trust) -> Self {
-        static SERIALS: AtomicU64 = AtomicU64::new(0);
-        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
-        Self { lane, trust, shelf: Arc::default(), conversation: Conversation::default(), serial, root: PhantomData }
+        let side = Side::new(lane.port().clone(), trust);
+        Self { kept: VecDeque::new(), lane, side, conversation: Conversation::default(), finished: false }
+    }
+
+    /// Makes it two: a [`Sender`] that any number of threads may share, and a [`Receiver`] for one. What has been
+    /// received but not taken yet stays in order. From here on an answer to anything but a request is unexpected.
+    #[must_use]
+    pub fn split(self) -> (Sender<T>, Receiver<T>) {
+        Shared::split(self)
     }
 
     /// This side's arena, which its messages and their blobs are built in.
     #[must_use]
     pub fn arena(&self) -> &Arena {
-        self.port().core().arena()
+        self.side.arena()
     }
 
     /// Begins a message in this side's arena.
     #[must_use]
     pub fn create_msg(&self) -> Builder<T> {
-        Builder::new(self.arena())
+        self.side.create_msg()
     }
 
     /// Begins a message of about `bytes` bytes, in one segment.
     #[must_use]
     pub fn create_msg_with_capacity(&self, bytes: usize) -> Builder<T> {
-        Builder::with_capacity(self.arena(), bytes)
+        self.side.create_msg_with_capacity(bytes)
     }
 
     /// Sends a message, waiting for room as long as it takes. Returns its number.
@@ -86,7 +106,7 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`SendError`]; nothing was sent then.
     pub fn send(&mut self, message: &Message<T>) -> Result<u64, SendError> {
-        self.send_until(message, None, Deadline::Never)
+        self.send_by(message, Purpose::NOTICE, &mut Deadline::Never)
     }
 
     /// As [`send`](Self::send), waiting for room at most `timeout`.
@@ -94,7 +114,7 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`SendError`], `TimedOut` among them; nothing was sent then.
     pub fn send_timeout(&mut self, message: &Message<T>, timeout: Duration) -> Result<u64, SendError> {
-        self.send_until(message, None, Deadline::After(timeout))
+        self.send_by(message, Purpose::NOTICE, &mut Deadline::After(timeout))
     }
 
     /// Sends a message if there is room at once. Never blocks.
@@ -102,25 +122,26 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`SendError`], `Full` among them; nothing was sent then.
     pub fn try_send(&mut self, message: &Message<T>) -> Result<u64, SendError> {
-        self.try_send_as(message, None)
+        self.try_send_as(message, Purpose::NOTICE)
     }
 
-    fn try_send_as(&mut self, message: &Message<T>, in_reply_to: Option<u64>) -> Result<u64, SendError> {
-        let envelope = self.envelope(message, in_reply_to)?;
+    #[inline]
+    fn try_send_as(&mut self, message: &Message<T>, purpose: Purpose) -> Result<u64, SendError> {
+        let envelope = self.envelope(message, purpose)?;
         match self.lane.try_send(envelope) {
             Ok(true) => Ok(self.conversation.sent(envelope.id)),
-            Ok(false) => Err(self.unlend(envelope, SendError::Full)),
-            Err(ended) => Err(self.unlend(envelope, ended.into())),
+            Ok(false) => Err(self.side.unlend(envelope, SendError::Full)),
+            Err(ended) => Err(self.side.unlend(envelope, ended.into())),
         }
     }
 
-    /// Answers a message, waiting for room as long as it takes. Two sides that both send and never receive wait for each
-    /// other: where that can be, take a form with a deadline.
+    /// Answers a message, once and for all, waiting for room as long as it takes. Two sides that both send and never
+    /// receive wait for each other: where that can be, take a form with a deadline.
     ///
     /// # Errors
     /// [`SendError`]; nothing was sent then.
     pub fn reply(&mut self, to: &Received<T>, message: &Message<T>) -> Result<u64, SendError> {
-        self.reply_until(to, message, Deadline::Never)
+        self.reply_by(to, message, Reply::Last, Deadline::Never)
     }
 
     /// As [`reply`](Self::reply), waiting for room at most `timeout`.
@@ -133,54 +154,104 @@ impl<T: Schema> Channel<T> {
         message: &Message<T>,
         timeout: Duration,
     ) -> Result<u64, SendError> {
-        self.reply_until(to, message, Deadline::After(timeout))
+        self.reply_by(to, message, Reply::Last, Deadline::After(timeout))
     }
 
-    /// Answers a message if there is room at once. Never blocks.
+    /// Answers a message, once and for all, if there is room at once. Never blocks.
     ///
     /// # Errors
     /// [`SendError`], `Full` among them; nothing was sent then.
     pub fn try_reply(&mut self, to: &Received<T>, message: &Message<T>) -> Result<u64, SendError> {
-        let in_reply_to = self.replies(to)?;
-        self.try_send_as(message, Some(in_reply_to))
+        self.try_send_as(message, self.side.answer(to, Reply::Last)?)
     }
 
-    fn reply_until(&mut self, to: &Received<T>, message: &Message<T>, deadline: Deadline) -> Result<u64, SendError> {
-        let in_reply_to = self.replies(to)?;
-        self.send_until(message, Some(in_reply_to), deadline)
+    /// Answers a message and says that more answers to it follow, of which [`reply`](Self::reply) sends the last. Waits
+    /// for room as long as it takes.
+    ///
+    /// # Errors
+    /// [`SendError`], `Cancelled` among them; nothing was sent then.
+    pub fn reply_more(&mut self, to: &Received<T>, message: &Message<T>) -> Result<u64, SendError> {
+        self.reply_by(to, message, Reply::MoreFollow, Deadline::Never)
     }
 
-    /// The number to answer; of another channel's message the peer would take the answer for a breach.
-    fn replies(&self, to: &Received<T>) -> Result<u64, SendError> {
-        if to.channel() == self.serial { Ok(to.id()) } else { Err(SendError::NotReceivedHere) }
+    /// As [`reply_more`](Self::reply_more), waiting for room at most `timeout`.
+    ///
+    /// # Errors
+    /// [`SendError`], `TimedOut` among them; nothing was sent then.
+    pub fn reply_more_timeout(
+        &mut self,
+        to: &Received<T>,
+        message: &Message<T>,
+        timeout: Duration,
+    ) -> Result<u64, SendError> {
+        self.reply_by(to, message, Reply::MoreFollow, Deadline::After(timeout))
+    }
+
+    /// As [`reply_more`](Self::reply_more) if there is room at once. Never blocks.
+    ///
+    /// # Errors
+    /// [`SendError`], `Full` among them; nothing was sent then.
+    pub fn try_reply_more(&mut self, to: &Received<T>, message: &Message<T>) -> Result<u64, SendError> {
+        self.try_send_as(message, self.side.answer(to, Reply::MoreFollow)?)
+    }
+
+    /// Whether the peer wants no more answers to its request. It may learn later of what the peer did before.
+    #[must_use]
+    pub fn is_cancelled(&self, request: &Received<T>) -> bool {
+        self.side.is_cancelled(request)
+    }
+
+    /// How many answers of this side's the peer has dropped as unexpected, as far as it has said so: it does some 10 ms
+    /// after.
+    #[must_use]
+    pub fn unexpected_replies(&self) -> u64 {
+        self.side.port().unexpected_there()
+    }
+
+    #[inline]
+    fn reply_by(
+        &mut self,
+        to: &Received<T>,
+        message: &Message<T>,
+        reply: Reply,
+        mut deadline: Deadline,
+    ) -> Result<u64, SendError> {
+        let purpose = self.side.answer(to, reply)?;
+        self.send_by(message, purpose, &mut deadline)
     }
 
     /// Sends a message and waits for the answer to it. Other messages that come meanwhile are kept, in order, for
-    /// [`recv`](Self::recv); an answer that comes after `timeout` is dropped.
+    /// [`recv`](Self::recv); an answer that comes after `timeout` is dropped, and so is every answer but the first.
     ///
     /// # Errors
     /// [`RequestError`]. After `TimedOut` the channel can be used as before.
     pub fn request(&mut self, message: &Message<T>, timeout: Duration) -> Result<Received<T>, RequestError> {
         let mut deadline = Deadline::After(timeout);
-        let id = self.send_by(message, None, &mut deadline)?;
+        let id = self.send_by(message, Purpose::REQUEST, &mut deadline)?;
         loop {
-            if self.conversation.keeps_no_more() {
+            if self.kept.len() >= KEPT_MAX {
                 self.conversation.give_up(id);
                 return Err(RequestError::Backlog);
             }
             let envelope = match self.lane.recv(&mut deadline) {
                 Ok(envelope) => envelope,
-                Err(LaneError::TimedOut) => {
+                Err(why) => {
                     self.conversation.give_up(id);
-                    return Err(RequestError::TimedOut);
+                    return Err(RequestError::unanswered(why, self.side.port()));
                 }
-                Err(LaneError::Ended(ended)) => return Err(RequestError::Ended(ended)),
             };
-            match self.judge(&envelope)? {
-                Verdict::Late => self.send_home(envelope)?,
-                Verdict::Deliver if envelope.in_reply_to == Some(id) => return Ok(self.open(envelope)?),
-                Verdict::Deliver => self.conversation.keep(envelope),
+            if !self.judge(&envelope, Some(id))? {
+                continue;
             }
+            if envelope.in_reply_to != Some(id) {
+                let kept = self.side.keep(envelope).map_err(RequestError::Ended)?;
+                self.kept.push_back(kept);
+                continue;
+            }
+            if envelope.flags & MORE != 0 {
+                self.conversation.give_up(id);
+            }
+            return Ok(self.open(envelope)?);
         }
     }
 
@@ -189,7 +260,7 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`RecvError`], once everything that was sent has been received.
     pub fn recv(&mut self) -> Result<Received<T>, RecvError> {
-        self.recv_until(Deadline::Never)
+        self.recv_by(Deadline::Never)
     }
 
     /// The next message, waiting at most `timeout`.
@@ -197,7 +268,7 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`RecvError`], `TimedOut` among them.
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Received<T>, RecvError> {
-        self.recv_until(Deadline::After(timeout))
+        self.recv_by(Deadline::After(timeout))
     }
 
     /// The next message if there is one already. Never blocks.
@@ -205,16 +276,81 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`RecvError`], once everything that was sent has been received.
     pub fn try_recv(&mut self) -> Result<Option<Received<T>>, RecvError> {
-        if let Some(kept) = self.conversation.next_kept() {
-            return self.open(kept).map(Some);
+        if let Some(kept) = self.kept.pop_front() {
+            return Ok(Some(self.side.open(kept)?));
         }
         while let Some(envelope) = self.lane.try_recv()? {
-            match self.judge(&envelope)? {
-                Verdict::Deliver => return self.open(envelope).map(Some),
-                Verdict::Late => self.send_home(envelope)?,
+            if self.judge(&envelope, None)? {
+                return Ok(Some(self.open(envelope)?));
             }
         }
         Ok(None)
+    }
+
+    #[inline]
+    fn recv_by(&mut self, mut deadline: Deadline) -> Result<Received<T>, RecvError> {
+        if let Some(kept) = self.kept.pop_front() {
+            return Ok(self.side.open(kept)?);
+        }
+        loop {
+            let envelope = self.lane.recv(&mut deadline)?;
+            if self.judge(&envelope, None)? {
+                return Ok(self.open(envelope)?);
+            }
+        }
+    }
+
+    /// Whether a message is to be delivered. If not, it goes home unread.
+    #[inline]
+    fn judge(&mut self, envelope: &Envelope, awaited: Option<u64>) -> Result<bool, Unopened> {
+        let verdict = match self.conversation.arrived(envelope.id, Kept::answers(envelope)) {
+            Ok(verdict) => verdict,
+            Err(broken) => return Err(self.side.cut_off(broken).into()),
+        };
+        // The one request that is under way is the awaited one; the others are answered, or given up.
+        let answers_request = envelope.in_reply_to.is_some() && envelope.flags & ASKS != 0;
+        let unexpected = answers_request && envelope.in_reply_to != awaited;
+        if verdict == Verdict::Deliver && !unexpected { Ok(true) } else { self.refuse(envelope, verdict) }
+    }
+
+    #[cold]
+    fn refuse(&self, envelope: &Envelope, verdict: Verdict) -> Result<bool, Unopened> {
+        if verdict == Verdict::Deliver {
+            self.side.port().unexpected_here();
+        }
+        drop(self.side.keep(*envelope)?);
+        Ok(false)
+    }
+
+    #[inline]
+    fn open(&self, envelope: Envelope) -> Result<Received<T>, Unopened> {
+        self.side.open(self.side.keep(envelope)?)
+    }
+
+    /// Ends this direction: nothing more is sent. The peer receives what was sent before and then
+    /// [`RecvError::Finished`]; it can go on sending. Never blocks.
+    pub fn finish(&mut self) {
+        if !std::mem::replace(&mut self.finished, true) {
+            self.side.port().say_finished();
+        }
+    }
+
+    /// Waits until the peer has taken everything that was sent; it need not have returned it. At most `timeout`.
+    ///
+    /// # Errors
+    /// [`DrainError`]: the peer may have taken a part.
+    pub fn drain(&mut self, timeout: Duration) -> Result<(), DrainError> {
+        Ok(self.lane.drain(&mut Deadline::After(timeout))?)
+    }
+
+    /// Finishes, waits at most `timeout` until the peer has taken everything that was sent, and closes, in any case.
+    /// Dropping the channel closes it as well, without waiting and without knowing.
+    ///
+    /// # Errors
+    /// [`DrainError`]: the peer had not taken everything by then. It still may.
+    pub fn close(mut self, timeout: Duration) -> Result<(), DrainError> {
+        self.finish();
+        self.drain(timeout)
     }
 
     /// How this end waits from now on.
@@ -231,136 +367,25 @@ impl<T: Schema> Channel<T> {
     /// The name it was opened by.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.port().name()
-    }
-
-    fn recv_until(&mut self, mut deadline: Deadline) -> Result<Received<T>, RecvError> {
-        if let Some(kept) = self.conversation.next_kept() {
-            return self.open(kept);
-        }
-        loop {
-            let envelope = self.lane.recv(&mut deadline)?;
-            match self.judge(&envelope)? {
-                Verdict::Deliver => return self.open(envelope),
-                Verdict::Late => self.send_home(envelope)?,
-            }
-        }
-    }
-
-    fn judge(&mut self, envelope: &Envelope) -> Result<Verdict, RecvError> {
-        match self.conversation.arrived(envelope.id, envelope.in_reply_to) {
-            Ok(verdict) => Ok(verdict),
-            Err(broken) => Err(self.cut_off(broken)),
-        }
+        self.side.port().name()
     }
 
     #[inline]
-    fn open(&mut self, envelope: Envelope) -> Result<Received<T>, RecvError> {
-        let opened = self.borrow(envelope.handle).map_err(OpenProblem::Peer).and_then(|borrowed| {
-            let Envelope { segments, blobs, id, in_reply_to, .. } = envelope;
-            let opening = Opening { borrowed, segments, id, in_reply_to, channel: self.serial };
-            match blobs {
-                0 => Received::open(opening, self.trust, &self.shelf),
-                _ => Received::open_with(opening, blobs, self.trust, &self.shelf),
-            }
-        });
-        opened.map_err(|problem| match problem {
-            OpenProblem::Peer(broken) => self.cut_off(broken),
-            OpenProblem::NoMemory(bytes) => RecvError::NoMemory { bytes },
-        })
-    }
-
-    /// Returns what was received without opening it.
-    fn send_home(&self, envelope: Envelope) -> Result<(), RecvError> {
-        self.borrow(envelope.handle).map(drop).map_err(|broken| self.cut_off(broken))
-    }
-
-    #[inline]
-    fn borrow(&self, handle: Handle) -> Result<Borrowed, PeerMisbehaved> {
-        Borrowed::new(handle, self.port().clone())
-    }
-
-    fn cut_off(&self, broken: PeerMisbehaved) -> RecvError {
-        self.port().core().misbehaved(broken);
-        RecvError::Ended(self.port().error())
-    }
-
-    #[inline]
-    fn send_until(
-        &mut self,
-        message: &Message<T>,
-        in_reply_to: Option<u64>,
-        mut deadline: Deadline,
-    ) -> Result<u64, SendError> {
-        self.send_by(message, in_reply_to, &mut deadline)
-    }
-
-    #[inline]
-    fn send_by(
-        &mut self,
-        message: &Message<T>,
-        in_reply_to: Option<u64>,
-        deadline: &mut Deadline,
-    ) -> Result<u64, SendError> {
-        let envelope = self.envelope(message, in_reply_to)?;
+    fn send_by(&mut self, message: &Message<T>, purpose: Purpose, deadline: &mut Deadline) -> Result<u64, SendError> {
+        let envelope = self.envelope(message, purpose)?;
         match self.lane.send(envelope, deadline) {
             Ok(()) => Ok(self.conversation.sent(envelope.id)),
-            Err(LaneError::TimedOut) => Err(self.unlend(envelope, SendError::TimedOut)),
-            Err(LaneError::Ended(ended)) => Err(self.unlend(envelope, ended.into())),
+            Err(LaneError::TimedOut) => Err(self.side.unlend(envelope, SendError::TimedOut)),
+            Err(LaneError::Ended(ended)) => Err(self.side.unlend(envelope, ended.into())),
         }
     }
 
-    /// Lends a message to the peer and addresses it.
     #[inline]
-    fn envelope(&self, message: &Message<T>, in_reply_to: Option<u64>) -> Result<Envelope, SendError> {
-        let core = self.port().core();
-        let frozen = message.frozen();
-        if !frozen.arena().same(core.arena()) {
-            return Err(SendError::ForeignArena);
+    fn envelope(&self, message: &Message<T>, purpose: Purpose) -> Result<Envelope, SendError> {
+        if self.finished {
+            return Err(SendError::Finished);
         }
-        if !self.port().is_open() {
-            return Err(SendError::Ended(self.port().error()));
-        }
-        Ok(Envelope {
-            id: self.conversation.next_id(),
-            in_reply_to,
-            handle: core.loans().lend(frozen).map_err(|problem| self.not_lent(problem))?,
-            // At most 512, or it would not be frozen.
-            segments: frozen.segment_count() as u16,
-            // At most 255, likewise.
-            blobs: frozen.blobs().len() as u8,
-        })
-    }
-
-    #[cold]
-    fn not_lent(&self, problem: LendProblem) -> SendError {
-        match problem {
-            LendProblem::Quota(exceeded) => SendError::Quota(exceeded),
-            LendProblem::Over => SendError::Ended(self.port().error()),
-        }
-    }
-
-    /// What was not sent is not on loan either.
-    #[cold]
-    fn unlend(&self, envelope: Envelope, error: SendError) -> SendError {
-        // Already reclaimed if the session ended meanwhile.
-        let _ = self.port().core().loans().give_back(envelope.handle);
-        error
-    }
-
-    fn port(&self) -> &Arc<Port> {
-        self.lane.port()
-    }
-}
-
-impl<T: Schema> Drop for Channel<T> {
-    fn drop(&mut self) {
-        // What was kept for later goes home unread; what is left in the ring follows with the lane.
-        while let Some(kept) = self.conversation.next_kept() {
-            if self.send_home(kept).is_err() {
-                return;
-            }
-        }
+        Ok(Envelope { id: self.conversation.next_id(), ..self.side.envelope(message, purpose)? })
     }
 }
 

@@ -61,6 +61,7 @@ impl From<FreezeProblem> for FreezeError {
 pub struct Builder<T: Schema> {
     capnp: message::Builder<ArenaSegments>,
     blobs: Vec<Blob>,
+    kind: u16,
     root: PhantomData<fn() -> T>,
 }
 
@@ -82,7 +83,7 @@ impl<T: Schema> Builder<T> {
 
     fn with_first_segment(arena: &Arena, words: u32) -> Self {
         let capnp = message::Builder::new(ArenaSegments::new(arena.clone(), words));
-        Self { capnp, blobs: Vec::new(), root: PhantomData }
+        Self { capnp, blobs: Vec::new(), kind: 0, root: PhantomData }
     }
 
     /// Begins the root struct.
@@ -116,6 +117,28 @@ impl<T: Schema> Builder<T> {
         self
     }
 
+    /// Names the kind of message, in the application's own numbering: it travels beside the message, so that the receiver
+    /// can tell kinds apart ([`Received::kind`](super::Received::kind)) without decoding. 0 unless set.
+    ///
+    /// ```no_run
+    /// # capnp::generated_code!(mod hello_capnp);
+    /// # use hello_capnp::hello;
+    /// # fn f(channel: &mut strait::Channel<hello::Owned>) -> Result<(), Box<dyn std::error::Error>> {
+    /// const PRICES: u16 = 7;
+    /// let mut builder = channel.create_msg();
+    /// builder.set_kind(PRICES);
+    /// channel.send(&builder.freeze()?)?;
+    /// // At the other end:
+    /// if channel.recv()?.kind() == PRICES { /* ... */ }
+    /// # Ok(())
+    /// # }
+    /// # fn main() {}
+    /// ```
+    pub fn set_kind(&mut self, kind: u16) -> &mut Self {
+        self.kind = kind;
+        self
+    }
+
     /// Ends the writing. From here on nobody writes these bytes, and they can be sent.
     ///
     /// # Errors
@@ -128,6 +151,6 @@ impl<T: Schema> Builder<T> {
         let segments = self.capnp.into_allocator().finish()?;
         let frozen =
             if self.blobs.is_empty() { Frozen::new(segments) } else { Frozen::with_blobs(segments, self.blobs) };
-        Ok(Message::new(Arc::new(frozen?)))
+        Ok(Message::new(Arc::new(frozen?), self.kind))
     }
 }

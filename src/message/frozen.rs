@@ -26,16 +26,23 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Message<T: Schema> {
     frozen: Arc<Frozen>,
+    kind: u16,
     root: PhantomData<fn() -> T>,
 }
 
 impl<T: Schema> Message<T> {
-    pub(super) fn new(frozen: Arc<Frozen>) -> Self {
-        Self { frozen, root: PhantomData }
+    pub(super) fn new(frozen: Arc<Frozen>, kind: u16) -> Self {
+        Self { frozen, kind, root: PhantomData }
     }
 
     pub(crate) fn frozen(&self) -> &Arc<Frozen> {
         &self.frozen
+    }
+
+    /// What its builder called this kind of message ([`Builder::set_kind`](super::Builder::set_kind)), or 0.
+    #[must_use]
+    pub fn kind(&self) -> u16 {
+        self.kind
     }
 
     /// Reads it on the owner's side.
@@ -60,7 +67,7 @@ impl<T: Schema> Message<T> {
 
 impl<T: Schema> Clone for Message<T> {
     fn clone(&self) -> Self {
-        Self::new(self.frozen.clone())
+        Self::new(self.frozen.clone(), self.kind)
     }
 }
 

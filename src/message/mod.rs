@@ -10,10 +10,12 @@ mod received;
 mod schema;
 mod segments;
 mod trust;
+mod union;
 
 pub use builder::{Builder, FreezeError};
 pub use frozen::Message;
 pub use received::Received;
-pub(crate) use received::{OpenProblem, Opening, Shelf};
+pub(crate) use received::{Marks, OpenProblem, Opening, Shelf};
 pub use schema::{DataTooLong, Schema, data_len};
 pub use trust::Trust;
+pub(crate) use union::Union;

@@ -42,6 +42,7 @@ pub struct Received<T: Schema> {
     /// Rare, so elsewhere.
     attached: Option<Box<Attached>>,
     fork: u32,
+    marks: Marks,
     root: PhantomData<fn() -> T>,
 }
 
@@ -53,6 +54,18 @@ pub(crate) struct Opening {
     pub(crate) in_reply_to: Option<u64>,
     /// This process's own number for the channel.
     pub(crate) channel: u64,
+    pub(crate) marks: Marks,
+}
+
+/// What a message's sender says about it beside the message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marks {
+    /// In the application's own numbering.
+    pub(crate) kind: u16,
+    /// Its sender waits for an answer.
+    pub(crate) asks: bool,
+    /// More answers follow.
+    pub(crate) more: bool,
 }
 
 /// Why a message cannot be opened.
@@ -95,14 +108,23 @@ impl<T: Schema> Received<T> {
     /// Checks where a message's segments lie, and copies them if the lender is not believed.
     #[inline]
     pub(crate) fn open(opening: Opening, trust: Trust, shelf: &Arc<Shelf>) -> Result<Self, OpenProblem> {
-        let Opening { borrowed, segments, id, in_reply_to, channel } = opening;
+        let Opening { borrowed, segments, id, in_reply_to, channel, marks } = opening;
         let (segments, options) = match (segments, trust.copy_limit()) {
             (1, None) => (Segments::InPlace(borrowed), BELIEVED),
             (count, None) => (Segments::several(borrowed, count)?, BELIEVED),
             (count, Some(limit)) => Segments::copied(borrowed, count, limit, shelf)?,
         };
         let reader = Reader::new(segments, options);
-        Ok(Self { reader, id, in_reply_to, channel, attached: None, fork: fork::generation(), root: PhantomData })
+        Ok(Self {
+            reader,
+            id,
+            in_reply_to,
+            channel,
+            attached: None,
+            fork: fork::generation(),
+            marks,
+            root: PhantomData,
+        })
     }
 
     /// As [`open`](Self::open), for a message that something travels with.
@@ -113,11 +135,11 @@ impl<T: Schema> Received<T> {
         trust: Trust,
         shelf: &Arc<Shelf>,
     ) -> Result<Self, OpenProblem> {
-        let Opening { borrowed, segments, id, in_reply_to, channel } = opening;
+        let Opening { borrowed, segments, id, in_reply_to, channel, marks } = opening;
         let (segments, options, blobs) = Segments::with_blobs(borrowed, segments, blobs, trust, shelf)?;
         let attached = Some(Box::new(Attached { blobs }));
         let reader = Reader::new(segments, options);
-        Ok(Self { reader, id, in_reply_to, channel, attached, fork: fork::generation(), root: PhantomData })
+        Ok(Self { reader, id, in_reply_to, channel, attached, fork: fork::generation(), marks, root: PhantomData })
     }
 
     /// The root struct.
@@ -150,6 +172,25 @@ impl<T: Schema> Received<T> {
     #[must_use]
     pub fn blobs(&self) -> &[ReceivedBlob] {
         self.attached.as_ref().map_or(&[], |attached| &attached.blobs)
+    }
+
+    /// What its sender calls this kind of message, or 0: see [`Builder::set_kind`](super::Builder::set_kind). A number
+    /// from the peer like any other: what is in the message need not fit it.
+    #[must_use]
+    pub fn kind(&self) -> u16 {
+        self.marks.kind
+    }
+
+    /// Whether its sender waits for an answer to it.
+    #[must_use]
+    pub fn is_request(&self) -> bool {
+        self.marks.asks
+    }
+
+    /// Whether it is an answer and more answers to the same message follow.
+    #[must_use]
+    pub fn more_follow(&self) -> bool {
+        self.marks.more
     }
 
     pub(crate) fn channel(&self) -> u64 {
@@ -190,6 +231,20 @@ fn places(borrowed: &Borrowed, segments: u16) -> Result<SmallVec<[Place; 1]>, Pe
         }
         _ => Err(PeerMisbehaved::SegmentCount(u32::from(segments))),
     }
+}
+
+/// As [`places`], for a message with blobs, of which there is a table whatever the number of segments.
+pub(super) fn places_beside(
+    borrowed: &Borrowed,
+    segments: u16,
+    blobs: u8,
+) -> Result<SmallVec<[Place; 1]>, PeerMisbehaved> {
+    if blobs == 0 {
+        return places(borrowed, segments);
+    }
+    let count = usize::from(segments);
+    let table = table(borrowed, count + usize::from(blobs)).ok_or(PeerMisbehaved::SegmentCount(u32::from(segments)))?;
+    table.as_chunks::<2>().0.iter().take(count).map(|&[offset, len]| borrowed.part(offset, len)).collect()
 }
 
 /// What the handle of a table names, read once; `None` if that is not as long as so many entries.

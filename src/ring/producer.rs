@@ -50,6 +50,12 @@ impl Producer {
         Ok(self.filled - self.consumed < self.capacity || self.refresh()? > 0)
     }
 
+    /// Whether the consumer has emptied every slot that was filled.
+    pub(crate) fn is_emptied(&mut self) -> Result<bool, PeerMisbehaved> {
+        self.refresh()?;
+        Ok(self.consumed == self.filled)
+    }
+
     /// Reads the consumer's cursor; tells how many slots are free.
     fn refresh(&mut self) -> Result<u64, PeerMisbehaved> {
         // Acquired, so that the consumer has read what these slots held before they are filled anew.

@@ -4,7 +4,7 @@ use super::desk::Offered;
 use super::error::ChannelError;
 use super::session::Session;
 use crate::channel::Channel;
-use crate::message::{OpenProblem, Opening, Received, Schema};
+use crate::message::{Marks, OpenProblem, Opening, Received, Schema};
 use crate::shm::view::Borrowed;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::control::{Control, MetadataAt, Refusal};
@@ -89,7 +89,8 @@ impl Offer {
                 offered.metadata = None;
                 let home = Arc::new(self.session.link().clone());
                 let opened = Borrowed::new(handle, home).map_err(OpenProblem::Peer).and_then(|borrowed| {
-                    let opening = Opening { borrowed, segments, id: 0, in_reply_to: None, channel: 0 };
+                    let marks = Marks::default();
+                    let opening = Opening { borrowed, segments, id: 0, in_reply_to: None, channel: 0, marks };
                     let trust = self.session.trust().at_most(METADATA_MAX as u64);
                     let received = Received::<M>::open(opening, trust, &Arc::default())?;
                     let (bytes, limit) = (received.size() as u64, METADATA_MAX as u64);

@@ -201,6 +201,15 @@ impl Borrowed {
         into.extend(words.iter().map(|word| word.load(Ordering::Relaxed)));
     }
 
+    /// One word of a place of this loan's view, as it is now; `None` outside the place.
+    pub(crate) fn word(&self, place: Place, index: u64) -> Option<u64> {
+        let index = usize::try_from(index).ok().filter(|&index| index < place.len)?;
+        // SAFETY: the place lies in the view, which stays mapped, and the index in the place; an atomic allows for a peer
+        // that writes meanwhile.
+        let word = unsafe { place.start.cast::<AtomicU64>().add(index).as_ref() };
+        Some(word.load(Ordering::Relaxed))
+    }
+
     /// The bytes of a place of this loan's view, where they lie.
     ///
     /// # Safety

@@ -40,6 +40,19 @@ mod real {
             self.0.fetch_add(1, Ordering::AcqRel);
             futex_wake(self.0.as_ptr(), libc::FUTEX_PRIVATE_FLAG);
         }
+
+        /// Sleeps until it is rung, unless it was since `rung` was read, or the deadline passes. May return early.
+        pub(crate) fn wait(&self, rung: u32, deadline: Option<Instant>) {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = left.map(|left| libc::timespec {
+                tv_sec: libc::time_t::try_from(left.as_secs()).unwrap_or(libc::time_t::MAX),
+                tv_nsec: i64::from(left.subsec_nanos()),
+            });
+            let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+            let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+            // SAFETY: the word and `timeout` are live for the length of the call.
+            unsafe { libc::syscall(libc::SYS_futex, self.0.as_ptr(), operation, rung, timeout) };
+        }
     }
 
     /// Wakes whoever sleeps on `spot`, in any process.

@@ -49,6 +49,20 @@ pub(crate) enum Control {
     },
     /// Nothing but returns follows.
     Goodbye(Farewell),
+    /// The sender has dropped so many answers that came over this channel unexpectedly, so far.
+    UnexpectedReplies {
+        number: u32,
+        count: u64,
+    },
+    /// The sender wants no more answers to its message of this id.
+    Cancel {
+        number: u32,
+        id: u64,
+    },
+    /// The sender fills no more slots of this channel with messages; it still empties them.
+    Finished {
+        number: u32,
+    },
 }
 
 /// What one side asks for when it opens a channel.
@@ -127,6 +141,15 @@ impl Control {
                     Farewell::PeerMisbehaved => 1,
                 });
             }
+            Self::UnexpectedReplies { number, count } => {
+                out.u32(11).u32(*number).u64(*count);
+            }
+            Self::Cancel { number, id } => {
+                out.u32(12).u32(*number).u64(*id);
+            }
+            Self::Finished { number } => {
+                out.u32(13).u32(*number);
+            }
         }
         out.bytes
     }
@@ -169,6 +192,9 @@ impl Control {
                 1 => Farewell::PeerMisbehaved,
                 _ => return Err(PeerMisbehaved::Frame("unknown farewell")),
             }),
+            11 => Self::UnexpectedReplies { number, count: from.u64() },
+            12 => Self::Cancel { number, id: from.u64() },
+            13 => Self::Finished { number },
             _ => return Err(PeerMisbehaved::Frame("unknown kind")),
         })
     }
@@ -280,6 +306,9 @@ mod tests {
             Control::Returns { look_at: u32::MAX, handles: vec![] },
             Control::Goodbye(Farewell::Closed),
             Control::Goodbye(Farewell::PeerMisbehaved),
+            Control::UnexpectedReplies { number: 3, count: u64::MAX },
+            Control::Cancel { number: 3, id: 9 },
+            Control::Finished { number: 5 },
         ];
         frames.extend(refusals.map(|refusal| Control::ChannelRefused { number: 1, refusal }));
         for frame in frames {

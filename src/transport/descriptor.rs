@@ -2,7 +2,7 @@
 //!
 //! | word | message | returns |
 //! |---|---|---|
-//! | 0 | kind 1, segments in bits 16..32, blobs in 32..40 | kind 2 |
+//! | 0 | kind 1, flags in bits 8..16, segments in 16..32, blobs in 32..40, the application's kind in 48..64 | kind 2 |
 //! | 1 | message id | handle |
 //! | 2 | id replied to, or 0 | handle |
 //! | 3, 4 | handle | handle, two words each |
@@ -31,7 +31,17 @@ pub(crate) struct Envelope {
     pub(crate) handle: Handle,
     pub(crate) segments: u16,
     pub(crate) blobs: u8,
+    /// [`MORE`], [`ASKS`].
+    pub(crate) flags: u8,
+    /// What the application calls this kind of message.
+    pub(crate) kind: u16,
 }
+
+/// Flag of an answer: more answers to the same message follow.
+pub(crate) const MORE: u8 = 1;
+
+/// Flag of a message whose sender waits for an answer; and of an answer to such a message.
+pub(crate) const ASKS: u8 = 2;
 
 /// Handles that fit a slot of nothing else.
 pub(crate) const RETURNS: usize = 3;
@@ -48,7 +58,11 @@ impl Descriptor {
                 let [handle_low, handle_high] = envelope.handle.to_words();
                 let [returned_low, returned_high] = words(returned);
                 [
-                    MESSAGE | u64::from(envelope.segments) << 16 | u64::from(envelope.blobs) << 32,
+                    MESSAGE
+                        | u64::from(envelope.flags) << 8
+                        | u64::from(envelope.segments) << 16
+                        | u64::from(envelope.blobs) << 32
+                        | u64::from(envelope.kind) << 48,
                     envelope.id,
                     envelope.in_reply_to.unwrap_or(0),
                     handle_low,
@@ -82,6 +96,8 @@ impl Descriptor {
                     handle: Handle::from_words([c, d]).ok_or(PeerMisbehaved::NoHandle)?,
                     segments: (head >> 16) as u16,
                     blobs: (head >> 32) as u8,
+                    flags: (head >> 8) as u8,
+                    kind: (head >> 48) as u16,
                 };
                 Ok(Self::Message(envelope, Handle::from_words([e, f])))
             }
@@ -104,7 +120,15 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let envelope = Envelope { id: 5, in_reply_to: Some(4), handle: handle(1), segments: 512, blobs: 255 };
+        let envelope = Envelope {
+            id: 5,
+            in_reply_to: Some(4),
+            handle: handle(1),
+            segments: 512,
+            blobs: 255,
+            flags: MORE | ASKS,
+            kind: u16::MAX,
+        };
         let plain = Envelope { in_reply_to: None, ..envelope };
         for descriptor in [
             Descriptor::Message(envelope, Some(handle(2))),

@@ -16,6 +16,9 @@ pub enum Ended {
     /// The peer closed this channel; the session goes on.
     #[error("channel closed by the peer")]
     ChannelClosed,
+    /// The peer has finished sending over this channel; it may still receive.
+    #[error("the peer has finished sending")]
+    Finished,
     /// The peer died, or dropped its socket without a word.
     #[error("the peer died")]
     PeerDied,

@@ -4,7 +4,7 @@
 use super::descriptor::{Descriptor, Envelope, RETURNS};
 use super::ended::Ended;
 use super::link::Core;
-use super::port::Port;
+use super::port::{self, Port};
 use crate::ring::{Consumer, Payload, area};
 use crate::shm::handle::Handle;
 use crate::shm::view::Home as _;
@@ -27,6 +27,8 @@ pub(super) struct Inbox {
 /// What a look at the ring can end with.
 pub(super) enum Found {
     Message(Envelope),
+    /// There is nothing, and the other side has said that nothing will come.
+    Finished,
     /// There is nothing and nothing will come.
     End,
     Broken(PeerMisbehaved),
@@ -51,13 +53,14 @@ impl Inbox {
     #[inline(always)]
     pub(super) fn take(&mut self, port: &Port) -> Option<Found> {
         // Read before the ring: what was published before the end must still be found.
-        let open = port.is_open();
-        if !open && port.is_over() {
+        let condition = port.condition();
+        if condition == port::OVER {
             return Some(Found::End);
         }
         for _ in 0..RETURNS_PER_TURN {
             let opened = match self.consumer.try_pop() {
-                Ok(None) if open => return None,
+                Ok(None) if condition == port::OPEN => return None,
+                Ok(None) if condition == port::FINISHED => return Some(Found::Finished),
                 Ok(None) => return Some(Found::End),
                 Ok(Some(payload)) => {
                     self.sender.notify(|| self.consumer.producers_spot());
@@ -154,7 +157,7 @@ struct Arrival<'a> {
 impl Source for Arrival<'_> {
     #[inline]
     fn ready(&mut self) -> bool {
-        self.inbox.consumer.is_ready() || !self.port.is_open()
+        self.inbox.consumer.is_ready() || self.port.condition() != port::OPEN
     }
 
     fn spot(&self) -> (Spot<'_>, u32) {

@@ -3,17 +3,18 @@
 
 use super::descriptor::{Descriptor, Envelope, RETURNS};
 use super::ended::EndedError;
-use super::inbox::{Found, Inbox};
+use super::inbox::Inbox;
 use super::link::Link;
-use super::port::Port;
+use super::port::{NoMessage, Port};
 use crate::ring::{Full, Producer, area};
 use crate::sys::futex::Spot;
+use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
 use crate::wait::{self, Deadline, Notifier, Patience, Sleeper, Source, Wait};
 use std::sync::Arc;
 use thiserror::Error;
 
-/// Nothing came, or there was no room, in time; or it is over.
+/// There was no room in time, or it is over.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(crate) enum LaneError {
     #[error("timed out")]
@@ -90,6 +91,10 @@ impl Lane {
         self.outbox.patience = Patience::new(strategy);
     }
 
+    pub(crate) fn strategy(&self) -> Wait {
+        self.outbox.patience.strategy()
+    }
+
     pub(crate) fn stats(&self) -> WaitStats {
         let (sleeps, receives) = self.port.with_inbox(|inbox| inbox.patience.counts()).unwrap_or_default();
         WaitStats { receives, sleeps, wakes: self.outbox.wakes }
@@ -124,9 +129,25 @@ impl Lane {
         Ok(())
     }
 
+    /// Waits until there is room, or the channel is over, which sending anew then tells.
     #[cold]
-    fn wait_for_room(&mut self, deadline: &mut Deadline) -> Result<(), LaneError> {
-        let mut room = Room { outbox: &mut self.outbox, port: &self.port };
+    pub(crate) fn wait_for_room(&mut self, deadline: &mut Deadline) -> Result<(), LaneError> {
+        self.wait_until(Producer::has_room, deadline)
+    }
+
+    /// Waits until the peer has taken everything that was sent.
+    #[cold]
+    pub(crate) fn drain(&mut self, deadline: &mut Deadline) -> Result<(), LaneError> {
+        self.wait_until(Producer::is_emptied, deadline)?;
+        match self.outbox.producer.is_emptied() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.port.error().into()),
+            Err(broken) => Err(self.port.cut_off(broken).into()),
+        }
+    }
+
+    fn wait_until(&mut self, enough: Progress, deadline: &mut Deadline) -> Result<(), LaneError> {
+        let mut room = Room { outbox: &mut self.outbox, port: &self.port, enough };
         if !wait::wait(&mut room, &self.port.bell, deadline) {
             return Err(LaneError::TimedOut);
         }
@@ -149,52 +170,22 @@ impl Lane {
 
     /// The next message if there is one already.
     #[inline]
-    pub(crate) fn try_recv(&mut self) -> Result<Option<Envelope>, EndedError> {
+    pub(crate) fn try_recv(&mut self) -> Result<Option<Envelope>, NoMessage> {
         self.return_many();
-        match self.port.with_inbox(|inbox| inbox.take(&self.port)).unwrap_or(Some(Found::End)) {
-            None => Ok(None),
-            Some(found) => self.settle(found).map(Some),
-        }
+        self.port.try_receive()
     }
 
     /// The next message, waiting until the deadline.
     #[inline]
-    pub(crate) fn recv(&mut self, deadline: &mut Deadline) -> Result<Envelope, LaneError> {
+    pub(crate) fn recv(&mut self, deadline: &mut Deadline) -> Result<Envelope, NoMessage> {
         self.return_many();
-        let port = &*self.port;
-        let found = port.with_inbox(|inbox| {
-            let mut again = false;
-            loop {
-                if let Some(found) = inbox.take(port) {
-                    return Some(found);
-                }
-                // Ready with nothing but returns: that must not go on for ever.
-                if (again && deadline.has_passed()) || !inbox.wait(port, deadline) {
-                    return None;
-                }
-                again = true;
-            }
-        });
-        match found {
-            Some(Some(found)) => Ok(self.settle(found)?),
-            Some(None) => Err(LaneError::TimedOut),
-            None => Ok(self.settle(Found::End)?),
-        }
-    }
-
-    #[inline]
-    fn settle(&self, found: Found) -> Result<Envelope, EndedError> {
-        match found {
-            Found::Message(envelope) => Ok(envelope),
-            Found::End => Err(self.port.error()),
-            Found::Broken(broken) => Err(self.port.cut_off(broken)),
-        }
+        self.port.receive(deadline)
     }
 
     /// Gives owed handles slots of their own once so many have gathered that the traffic the other way is too thin to
     /// carry them.
     #[inline]
-    fn return_many(&mut self) {
+    pub(crate) fn return_many(&mut self) {
         if self.port.owes() >= self.many_owed {
             self.return_all();
         }
@@ -222,16 +213,20 @@ impl Drop for Lane {
     }
 }
 
-/// Waiting for room.
+/// Whether the peer has emptied enough slots.
+type Progress = fn(&mut Producer) -> Result<bool, PeerMisbehaved>;
+
+/// Waiting for the peer to empty slots.
 struct Room<'a> {
     outbox: &'a mut Outbox,
     port: &'a Port,
+    enough: Progress,
 }
 
 impl Source for Room<'_> {
     fn ready(&mut self) -> bool {
         // Not open any more, or a cursor that cannot be: sending anew says so.
-        self.outbox.producer.has_room().unwrap_or(true) || !self.port.is_open()
+        (self.enough)(&mut self.outbox.producer).unwrap_or(true) || !self.port.is_open()
     }
 
     fn spot(&self) -> (Spot<'_>, u32) {

@@ -133,6 +133,13 @@ impl Core {
                 Ok(())
             }
             Control::ChannelClosed { number } => self.closed_there(number),
+            Control::Finished { number } => self.finished_there(number),
+            Control::Cancel { number, id } => self.cancelled_there(number, id),
+            // Of a channel that is gone meanwhile, which does not matter.
+            Control::UnexpectedReplies { number, count } => {
+                let _ = self.tell(number, |news| news.unexpected(count));
+                Ok(())
+            }
             Control::Goodbye(farewell) => {
                 self.end(match farewell {
                     Farewell::Closed => Ended::PeerClosed,
@@ -251,6 +258,9 @@ impl Core {
         let (mut in_slots, mut owing) = (Vec::new(), false);
         for port in numbers.into_iter().filter_map(|number| self.port_of(number)) {
             owing |= port.tick(&mut home);
+            if let Some(count) = port.take_unexpected() {
+                self.send(&Control::UnexpectedReplies { number: port.number(), count });
+            }
             if port.take_returned_in_slots() {
                 in_slots.push(port);
             }
@@ -404,8 +414,9 @@ impl Link {
     /// Gives a channel its port, with whatever happened to it before.
     pub(super) fn port(&self, number: u32, name: String, inbox: Inbox) -> Arc<Port> {
         let theirs = inbox.consumer.theirs();
-        let port = Arc::new(Port::new(self.clone(), number, name, inbox));
         let mut channels = self.core().channels.lock();
+        let news = channels.get(&number).map(|entry| entry.news.clone()).unwrap_or_default();
+        let port = Arc::new(Port::new(self.clone(), number, name, inbox, news));
         let closed_there = channels.get_mut(&number).is_some_and(|entry| {
             entry.port = Arc::downgrade(&port);
             entry.theirs = theirs;

@@ -8,8 +8,10 @@ pub(crate) mod ended;
 mod inbox;
 pub(crate) mod lane;
 pub(crate) mod link;
+mod news;
 pub(crate) mod port;
 mod watch;
 
 pub(crate) use lane::{Lane, LaneError};
 pub(crate) use link::{Clerk, Core, Link};
+pub(crate) use port::NoMessage;

@@ -2,16 +2,22 @@
 //! the channel is over. Received messages hold it, and through it the session's socket: an honest reader stays known
 //! to the lender for as long as it reads.
 
+use super::control::Control;
+use super::descriptor::Envelope;
 use super::ended::{Ended, EndedError};
-use super::inbox::Inbox;
+use super::inbox::{Found, Inbox};
 use super::link::{Core, Link};
+use super::news::News;
 use crate::shm::handle::Handle;
 use crate::shm::view::{Home, View};
 use crate::sys::brief::Brief;
 use crate::sys::futex::Bell;
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::wait::Deadline;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use thiserror::Error;
 
 /// See the module's own words.
 pub(crate) struct Port {
@@ -20,6 +26,8 @@ pub(crate) struct Port {
     name: String,
     pub(crate) bell: Bell,
     state: AtomicU32,
+    /// Whether the news have any request that was cancelled.
+    any_cancelled: AtomicBool,
     /// Whoever receives holds it meanwhile, which nobody else waits for; gone with the lane.
     inbox: Brief<Option<Inbox>>,
     owed: Brief<Owed>,
@@ -29,6 +37,22 @@ pub(crate) struct Port {
     in_slots: AtomicBool,
     /// The watcher knows that there is something to look at here.
     armed: AtomicBool,
+    news: Arc<News>,
+    /// Answers dropped here that nobody expected: so many in all.
+    unexpected: AtomicU64,
+    /// As many as the peer was told of.
+    reported: AtomicU64,
+}
+
+/// Why there is no message.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub(crate) enum NoMessage {
+    #[error("timed out")]
+    TimedOut,
+    #[error("the other side sends no more")]
+    Finished,
+    #[error(transparent)]
+    Ended(#[from] EndedError),
 }
 
 #[derive(Default)]
@@ -38,24 +62,32 @@ struct Owed {
     stale: usize,
 }
 
+pub(super) const OPEN: u32 = 0;
+/// The peer sends no more, but receives.
+pub(super) const FINISHED: u32 = 1;
 /// What there is may still be received; nothing new comes.
-const DRAINING: u32 = 1;
+const DRAINING: u32 = 2;
 /// Not even that: the peer's words are not to be read any more.
-const OVER: u32 = 2;
+pub(super) const OVER: u32 = 3;
 
 impl Port {
-    pub(super) fn new(link: Link, number: u32, name: String, inbox: Inbox) -> Self {
+    pub(super) fn new(link: Link, number: u32, name: String, inbox: Inbox, news: Arc<News>) -> Self {
+        let (finished, cancelled) = (news.finished(), news.any_cancelled());
         Self {
             link,
             number,
             name,
             bell: Bell::default(),
-            state: AtomicU32::new(0),
+            state: AtomicU32::new(if finished { FINISHED } else { OPEN }),
+            any_cancelled: AtomicBool::new(cancelled),
             inbox: Brief::new(Some(inbox)),
             owed: Brief::default(),
             in_slots: AtomicBool::new(false),
             armed: AtomicBool::new(false),
             owes: AtomicUsize::new(0),
+            news,
+            unexpected: AtomicU64::new(0),
+            reported: AtomicU64::new(0),
         }
     }
 
@@ -73,21 +105,33 @@ impl Port {
 
     /// Ends the channel from outside: wakes whoever sleeps on it.
     pub(super) fn end(&self, over: bool) {
-        // Partner: `is_open`, `is_over`. What was published before the end stays readable.
+        // Partner: `condition`. What was published before the end stays readable.
         self.state.fetch_max(if over { OVER } else { DRAINING }, Ordering::AcqRel);
         self.bell.ring();
     }
 
+    /// The peer sends no more: whoever waits for a message learns it once the ring is empty.
+    pub(super) fn finish(&self) {
+        // Partner: `condition`. What was published before is found first.
+        self.state.fetch_max(FINISHED, Ordering::AcqRel);
+        self.bell.ring();
+    }
+
+    /// How far it is with the channel: `OPEN`, `FINISHED`, `DRAINING` or `OVER`, which only rises.
+    #[inline]
+    pub(super) fn condition(&self) -> u32 {
+        // Partner: `end`, `finish`.
+        if self.core().is_forked() { OVER } else { self.state.load(Ordering::Acquire) }
+    }
+
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
-        // Partner: `end`.
-        self.state.load(Ordering::Acquire) == 0 && !self.core().is_forked()
+        self.condition() < DRAINING
     }
 
     #[inline]
     pub(super) fn is_over(&self) -> bool {
-        // Partner: `end`.
-        self.state.load(Ordering::Acquire) == OVER || self.core().is_forked()
+        self.condition() == OVER
     }
 
     /// What to report once it is not open.
@@ -123,6 +167,96 @@ impl Port {
         if let Err(broken) = collected {
             self.core().misbehaved(broken);
         }
+    }
+
+    // Receiving, by whoever's turn it is: one thread at a time waits in the inbox.
+
+    /// The next message if there is one already.
+    #[inline]
+    pub(crate) fn try_receive(&self) -> Result<Option<Envelope>, NoMessage> {
+        match self.with_inbox(|inbox| inbox.take(self)).unwrap_or(Some(Found::End)) {
+            None => Ok(None),
+            Some(found) => self.settle(found).map(Some),
+        }
+    }
+
+    /// The next message, waiting until the deadline.
+    #[inline]
+    pub(crate) fn receive(&self, deadline: &mut Deadline) -> Result<Envelope, NoMessage> {
+        let found = self.with_inbox(|inbox| {
+            let mut again = false;
+            loop {
+                if let Some(found) = inbox.take(self) {
+                    return Some(found);
+                }
+                // Ready with nothing but returns: that must not go on for ever.
+                if (again && deadline.has_passed()) || !inbox.wait(self, deadline) {
+                    return None;
+                }
+                again = true;
+            }
+        });
+        match found {
+            Some(Some(found)) => self.settle(found),
+            Some(None) => Err(NoMessage::TimedOut),
+            None => self.settle(Found::End),
+        }
+    }
+
+    #[inline]
+    fn settle(&self, found: Found) -> Result<Envelope, NoMessage> {
+        match found {
+            Found::Message(envelope) => Ok(envelope),
+            Found::Finished => Err(NoMessage::Finished),
+            Found::End => Err(self.error().into()),
+            Found::Broken(broken) => Err(self.cut_off(broken).into()),
+        }
+    }
+
+    // What is said beside the ring.
+
+    /// Tells the peer that no more messages will be sent. What was sent before is in its sight by now.
+    pub(crate) fn say_finished(&self) {
+        if self.is_open() {
+            self.core().send(&Control::Finished { number: self.number });
+        }
+    }
+
+    /// Tells the peer that no more answers to a message are wanted.
+    pub(crate) fn say_cancelled(&self, id: u64) {
+        if self.is_open() {
+            self.core().send(&Control::Cancel { number: self.number, id });
+        }
+    }
+
+    /// Whether the peer wants no more answers to a message of its own.
+    #[inline]
+    pub(crate) fn is_cancelled(&self, id: u64) -> bool {
+        // A hint; what it is about is under a lock.
+        self.any_cancelled.load(Ordering::Relaxed) && self.news.is_cancelled(id)
+    }
+
+    pub(super) fn look_for_cancelled(&self) {
+        self.any_cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// How many answers the peer did not expect, as far as it has said so.
+    pub(crate) fn unexpected_there(&self) -> u64 {
+        self.news.unexpected_so_far()
+    }
+
+    /// Counts an answer that nobody expected; the watcher tells the peer.
+    #[cold]
+    pub(crate) fn unexpected_here(&self) {
+        // Partner: `take_unexpected`, after disarming.
+        self.unexpected.fetch_add(1, Ordering::Relaxed);
+        self.arm();
+    }
+
+    /// How many answers were unexpected so far, if the peer does not know yet.
+    pub(super) fn take_unexpected(&self) -> Option<u64> {
+        let count = self.unexpected.load(Ordering::Relaxed);
+        (self.reported.swap(count, Ordering::Relaxed) != count).then_some(count)
     }
 
     pub(super) fn returned_in_slots(&self) {

@@ -44,6 +44,11 @@ impl Patience {
         Self { strategy, budget: BUDGET_MAX, slept: 0, found: 0, asleep_since: None }
     }
 
+    #[cfg_attr(strait_loom, allow(dead_code))]
+    pub(crate) fn strategy(&self) -> Wait {
+        self.strategy
+    }
+
     /// How often it slept, and how often it found something.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.slept, self.found)

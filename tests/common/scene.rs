@@ -51,6 +51,11 @@ fn talk(session: &Session) {
         let received = match channel.recv() {
             Ok(received) => received,
             Err(RecvError::Ended(ended)) => return over(ended.cause),
+            // The session ends for something else.
+            Err(RecvError::Finished) => match session.accept_channel::<hello::Owned>() {
+                Err(ChannelError::Ended { cause, .. }) => return over(cause),
+                other => panic!("{other:?}"),
+            },
             Err(other) => panic!("{other}"),
         };
         if let Err(SendError::Ended(ended)) = answer(&mut channel, &received) {

@@ -10,6 +10,7 @@ use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
 use crate::transport::control::{AreaAt, Control};
 use crate::transport::inbox::Inbox;
+use crate::transport::news::News;
 use crate::transport::port::Port;
 use crate::wait::Wait;
 use std::sync::{Arc, Weak};
@@ -18,6 +19,7 @@ use std::sync::{Arc, Weak};
 pub(super) struct Entry {
     area: Arc<OwnWords>,
     pub(super) port: Weak<Port>,
+    pub(super) news: Arc<News>,
     /// The other side's half, while this side looks at it.
     pub(super) theirs: Weak<PeerWords>,
     closed_here: bool,
@@ -28,7 +30,15 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(area: Arc<OwnWords>) -> Self {
-        Self { area, port: Weak::new(), theirs: Weak::new(), closed_here: false, closed_there: false, inbox: None }
+        Self {
+            area,
+            port: Weak::new(),
+            news: Arc::default(),
+            theirs: Weak::new(),
+            closed_here: false,
+            closed_there: false,
+            inbox: None,
+        }
     }
 }
 
@@ -84,6 +94,27 @@ impl Core {
         if let Some(inbox) = gone.and_then(|entry| entry.inbox) {
             self.empty(inbox);
         }
+        Ok(())
+    }
+
+    /// Notes what the peer says about a channel, whether it has a port yet or not.
+    pub(super) fn tell(&self, number: u32, note: impl FnOnce(&News)) -> Result<Option<Arc<Port>>, PeerMisbehaved> {
+        let channels = self.channels.lock();
+        let entry = channels.get(&number).ok_or(PeerMisbehaved::ChannelNumber(number))?;
+        // Noted under the lock under which a port is made: one of the two sees the other.
+        note(&entry.news);
+        Ok(entry.port.upgrade())
+    }
+
+    /// The other side sends no more; it still receives.
+    pub(super) fn finished_there(&self, number: u32) -> Result<(), PeerMisbehaved> {
+        self.tell(number, News::finish)?.inspect(|port| port.finish());
+        Ok(())
+    }
+
+    /// The other side wants no more answers to a message.
+    pub(super) fn cancelled_there(&self, number: u32, id: u64) -> Result<(), PeerMisbehaved> {
+        self.tell(number, |news| news.cancel(id))?.inspect(|port| port.look_for_cancelled());
         Ok(())
     }
 

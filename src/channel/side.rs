@@ -1,0 +1,179 @@
+//! What both forms of a channel do with messages: lend and address them, borrow and open them. Knows no waiting.
+
+use super::conversation::Answers;
+use super::error::{SendError, Unopened};
+use crate::message::{Builder, Marks, Message, OpenProblem, Opening, Received, Schema, Shelf, Trust, Union};
+use crate::shm::arena::Arena;
+use crate::shm::loans::LendProblem;
+use crate::shm::view::Borrowed;
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::transport::descriptor::{ASKS, Envelope, MORE};
+use crate::transport::ended::EndedError;
+use crate::transport::port::Port;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// See the module's own words.
+pub(super) struct Side<T: Schema> {
+    port: Arc<Port>,
+    trust: Trust,
+    shelf: Arc<Shelf>,
+    /// What no other channel of this process has.
+    serial: u64,
+    root: PhantomData<fn() -> T>,
+}
+
+/// A message that came and waits to be opened. Goes home unread if it is dropped.
+pub(super) struct Kept {
+    pub(super) envelope: Envelope,
+    borrowed: Borrowed,
+}
+
+/// What a message is sent for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Purpose {
+    in_reply_to: Option<u64>,
+    flags: u8,
+}
+
+impl Purpose {
+    /// To be told, whoever answers.
+    pub(super) const NOTICE: Self = Self { in_reply_to: None, flags: 0 };
+    /// To be answered.
+    pub(super) const REQUEST: Self = Self { in_reply_to: None, flags: ASKS };
+}
+
+/// Whether an answer is the last to its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    Last,
+    MoreFollow,
+}
+
+impl<T: Schema> Side<T> {
+    pub(super) fn new(port: Arc<Port>, trust: Trust) -> Self {
+        // From 1: what came with no channel says 0.
+        static SERIALS: AtomicU64 = AtomicU64::new(1);
+        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
+        Self { port, trust, shelf: Arc::default(), serial, root: PhantomData }
+    }
+
+    #[inline]
+    pub(super) fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
+    pub(super) fn arena(&self) -> &Arena {
+        self.port.core().arena()
+    }
+
+    pub(super) fn create_msg(&self) -> Builder<T> {
+        Builder::new(self.arena())
+    }
+
+    pub(super) fn create_msg_with_capacity(&self, bytes: usize) -> Builder<T> {
+        Builder::with_capacity(self.arena(), bytes)
+    }
+
+    /// To answer a message; of another channel's message the peer would take the answer for a breach.
+    #[inline]
+    pub(super) fn answer(&self, to: &Received<T>, reply: Reply) -> Result<Purpose, SendError> {
+        if to.channel() != self.serial {
+            return Err(SendError::NotReceivedHere);
+        }
+        if self.port.is_cancelled(to.id()) {
+            return Err(SendError::Cancelled);
+        }
+        let more = if reply == Reply::MoreFollow { MORE } else { 0 };
+        Ok(Purpose { in_reply_to: Some(to.id()), flags: more | if to.is_request() { ASKS } else { 0 } })
+    }
+
+    pub(super) fn is_cancelled(&self, request: &Received<T>) -> bool {
+        request.channel() == self.serial && self.port.is_cancelled(request.id())
+    }
+
+    /// Lends a message to the peer and addresses it, all but its number.
+    #[inline]
+    pub(super) fn envelope(&self, message: &Message<T>, purpose: Purpose) -> Result<Envelope, SendError> {
+        let core = self.port.core();
+        let frozen = message.frozen();
+        if !frozen.arena().same(core.arena()) {
+            return Err(SendError::ForeignArena);
+        }
+        if !self.port.is_open() {
+            return Err(SendError::Ended(self.port.error()));
+        }
+        Ok(Envelope {
+            id: 0,
+            in_reply_to: purpose.in_reply_to,
+            handle: core.loans().lend(frozen).map_err(|problem| self.not_lent(problem))?,
+            // At most 512, or it would not be frozen.
+            segments: frozen.segment_count() as u16,
+            flags: purpose.flags,
+            // At most 255, likewise.
+            blobs: frozen.blobs().len() as u8,
+            kind: message.kind(),
+        })
+    }
+
+    #[cold]
+    fn not_lent(&self, problem: LendProblem) -> SendError {
+        match problem {
+            LendProblem::Quota(exceeded) => SendError::Quota(exceeded),
+            LendProblem::Over => SendError::Ended(self.port.error()),
+        }
+    }
+
+    /// What was not sent is not on loan either.
+    #[cold]
+    pub(super) fn unlend(&self, envelope: Envelope, error: SendError) -> SendError {
+        // Already reclaimed if the session ended meanwhile.
+        let _ = self.port.core().loans().give_back(envelope.handle);
+        error
+    }
+
+    /// Borrows what came, so that it goes home whatever happens to it.
+    #[inline]
+    pub(super) fn keep(&self, envelope: Envelope) -> Result<Kept, EndedError> {
+        match Borrowed::new(envelope.handle, self.port.clone()) {
+            Ok(borrowed) => Ok(Kept { envelope, borrowed }),
+            Err(broken) => Err(self.cut_off(broken)),
+        }
+    }
+
+    #[inline]
+    pub(super) fn open(&self, kept: Kept) -> Result<Received<T>, Unopened> {
+        let Kept { envelope: Envelope { segments, blobs, flags, kind, id, in_reply_to, .. }, borrowed } = kept;
+        let is = |flag| flags & flag != 0;
+        let marks = Marks { kind, asks: is(ASKS) && in_reply_to.is_none(), more: is(MORE) && in_reply_to.is_some() };
+        let opening = Opening { borrowed, segments, id, in_reply_to, channel: self.serial, marks };
+        let opened = match blobs {
+            0 => Received::open(opening, self.trust, &self.shelf),
+            _ => Received::open_with(opening, blobs, self.trust, &self.shelf),
+        };
+        opened.map_err(|problem| match problem {
+            OpenProblem::Peer(broken) => self.cut_off(broken).into(),
+            OpenProblem::NoMemory(bytes) => Unopened::NoMemory(bytes),
+        })
+    }
+
+    #[cold]
+    pub(super) fn cut_off(&self, broken: PeerMisbehaved) -> EndedError {
+        self.port.core().misbehaved(broken);
+        self.port.error()
+    }
+}
+
+impl Kept {
+    /// What it says of itself if it is an answer.
+    #[inline]
+    pub(super) fn answers(envelope: &Envelope) -> Option<Answers> {
+        envelope.in_reply_to.map(|to| Answers { to, more: envelope.flags & MORE != 0 })
+    }
+
+    /// `None` if it has none, or is none: whoever opens it learns that.
+    pub(super) fn tag(&self, union: Union) -> Option<u16> {
+        union.tag(&self.borrowed, self.envelope.segments, self.envelope.blobs).ok().flatten()
+    }
+}
