@@ -12,6 +12,7 @@ mod shared;
 mod side;
 #[cfg(test)]
 mod tests;
+mod waiter;
 
 pub use error::{DrainError, ExpectError, RecvError, RequestError, SendError};
 pub use receiver::{Expected, Receiver};

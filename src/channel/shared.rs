@@ -9,6 +9,7 @@ use super::receiver::Receiver;
 use super::routes::{KEPT_MAX, Matches, Place, Routed, Routes, Taken, Wanted};
 use super::sender::Sender;
 use super::side::{Kept, Purpose, Side};
+use super::waiter::{Waiter, sleep};
 use crate::message::{Message, Received, Schema, Union};
 use crate::ring::SLOTS_RANGE;
 use crate::transport::descriptor::Envelope;
@@ -18,7 +19,6 @@ use crate::wait::{Deadline, Wait};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// See the module's own words.
 pub(super) struct Shared<T: Schema> {
@@ -460,53 +460,4 @@ fn pass_on(state: &State) {
 
 fn unnumbered(messages: VecDeque<(u64, Kept)>) -> VecDeque<Kept> {
     messages.into_iter().map(|(_, kept)| kept).collect()
-}
-
-/// Sleeps until notified; may wake early. False once the deadline has passed.
-fn sleep(condvar: &Condvar, state: &mut MutexGuard<'_, State>, deadline: &mut Deadline) -> bool {
-    match deadline.at() {
-        Some(at) => !condvar.wait_until(state, at).timed_out(),
-        None => {
-            condvar.wait(state);
-            true
-        }
-    }
-}
-
-/// Somebody who sleeps until signalled.
-#[derive(Default)]
-struct Waiter {
-    signalled: AtomicBool,
-    condvar: Condvar,
-}
-
-impl Waiter {
-    /// Called under the lock.
-    fn signal(&self) {
-        // Partner: `spin`; sleepers look under the lock.
-        self.signalled.store(true, Ordering::Release);
-        self.condvar.notify_one();
-    }
-
-    fn sleep(&self, state: &mut MutexGuard<'_, State>, deadline: &mut Deadline) -> bool {
-        while !self.signalled.load(Ordering::Relaxed) {
-            if !sleep(&self.condvar, state, deadline) {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// For those who never sleep.
-    fn spin(&self, deadline: &mut Deadline) -> bool {
-        // Partner: `signal`.
-        while !self.signalled.load(Ordering::Acquire) {
-            if deadline.has_passed() {
-                return false;
-            }
-            // Whoever leads may want this CPU.
-            std::thread::yield_now();
-        }
-        true
-    }
 }
