@@ -46,8 +46,8 @@ pub enum RecvError {
     /// Nothing came in time.
     #[error("timed out waiting for a message")]
     TimedOut,
-    /// Everything has been received, in good order, and nothing more will come here: the peer has finished sending, or
-    /// this was the last answer, or the one message that was expected.
+    /// Everything has been received, in good order, and nothing more will come here: the peer has finished sending
+    /// (whatever it has done since), or this was the last answer, or the one message that was expected.
     #[error("nothing more will come")]
     Finished,
     /// Other threads, streams or expectations of this channel have so many messages waiting that none is taken from the
@@ -150,7 +150,8 @@ impl RequestError {
 
 /// What it is to whoever waits for an answer that the peer sends no more.
 pub(super) fn finished(port: &Port) -> EndedError {
-    EndedError { cause: Ended::Finished, ..port.error() }
+    let ended = port.error();
+    if port.is_open() { EndedError { cause: Ended::Finished, ..ended } } else { ended }
 }
 
 /// Why a tag is not expected.

@@ -266,9 +266,9 @@ impl<T: Schema> Shared<T> {
         }
     }
 
-    /// Whether nothing more comes, and why. A peer that has finished can still end.
+    /// Whether nothing more comes, and why. Where the peer has finished, this side can still end the session.
     fn end(&self, state: &mut State) -> Option<End> {
-        if matches!(state.end, Some(End::Finished)) && !self.side.port().is_open() {
+        if matches!(state.end, Some(End::Finished)) && self.side.port().is_over() {
             state.end = None;
         }
         state.end.clone()

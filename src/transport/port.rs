@@ -130,7 +130,7 @@ impl Port {
     }
 
     #[inline]
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.condition() == OVER
     }
 
@@ -203,11 +203,18 @@ impl Port {
         }
     }
 
+    /// Whether the peer had finished sending before it ended, and nothing worse has happened: then all was received.
+    #[cold]
+    fn ended_in_order(&self) -> bool {
+        self.news.finished() && !self.is_over()
+    }
+
     #[inline]
     fn settle(&self, found: Found) -> Result<Envelope, NoMessage> {
         match found {
             Found::Message(envelope) => Ok(envelope),
             Found::Finished => Err(NoMessage::Finished),
+            Found::End if self.ended_in_order() => Err(NoMessage::Finished),
             Found::End => Err(self.error().into()),
             Found::Broken(broken) => Err(self.cut_off(broken).into()),
         }
