@@ -13,6 +13,7 @@
 //! | 3 | `transport`, `message` | the link of a session; Cap'n Proto over blocks |
 //! | 4 | `channel` | a conversation |
 //! | 5 | `session` | apps, log-in, sessions |
+//! | 6 | `event` | waiting for everything at once: the event loop, tokio |
 
 // The models build two rooms alone.
 #![cfg_attr(strait_loom, allow(dead_code, missing_docs, unused_imports))]
@@ -20,6 +21,8 @@
 
 #[cfg(not(strait_loom))]
 mod channel;
+#[cfg(not(strait_loom))]
+pub mod event;
 #[cfg(not(strait_loom))]
 mod message;
 mod ring;

@@ -23,6 +23,7 @@ use crate::message::{Builder, Message, Received, Schema, Trust};
 use crate::shm::arena::Arena;
 use crate::transport::descriptor::{ASKS, Envelope, MORE};
 use crate::transport::lane::WaitStats;
+use crate::transport::port::Port;
 use crate::transport::{Lane, LaneError};
 use crate::wait::{Deadline, Wait};
 use conversation::{Conversation, Verdict};
@@ -31,6 +32,7 @@ use routes::KEPT_MAX;
 use shared::Shared;
 use side::{Kept, Purpose, Reply, Side};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One end of a channel that carries messages with root `T`, in both directions.
@@ -78,9 +80,10 @@ impl<T: Schema> Channel<T> {
     }
 
     /// Makes it two: a [`Sender`] that any number of threads may share, and a [`Receiver`] for one. What has been
-    /// received but not taken yet stays in order. From here on an answer to anything but a request is unexpected.
+    /// received but not taken yet stays in order. An event loop that the channel is in is told of it no longer. From here on an answer to anything but a request is unexpected.
     #[must_use]
     pub fn split(self) -> (Sender<T>, Receiver<T>) {
+        self.side.port().leave_door();
         Shared::split(self)
     }
 
@@ -247,6 +250,7 @@ impl<T: Schema> Channel<T> {
             if envelope.in_reply_to != Some(id) {
                 let kept = self.side.keep(envelope).map_err(RequestError::Ended)?;
                 self.kept.push_back(kept);
+                self.side.port().set_kept_back(true);
                 continue;
             }
             if envelope.flags & MORE != 0 {
@@ -277,7 +281,7 @@ impl<T: Schema> Channel<T> {
     /// # Errors
     /// [`RecvError`], once everything that was sent has been received.
     pub fn try_recv(&mut self) -> Result<Option<Received<T>>, RecvError> {
-        if let Some(kept) = self.kept.pop_front() {
+        if let Some(kept) = self.next_kept() {
             return Ok(Some(self.side.open(kept)?));
         }
         while let Some(envelope) = self.lane.try_recv()? {
@@ -290,7 +294,7 @@ impl<T: Schema> Channel<T> {
 
     #[inline]
     fn recv_by(&mut self, mut deadline: Deadline) -> Result<Received<T>, RecvError> {
-        if let Some(kept) = self.kept.pop_front() {
+        if let Some(kept) = self.next_kept() {
             return Ok(self.side.open(kept)?);
         }
         loop {
@@ -299,6 +303,19 @@ impl<T: Schema> Channel<T> {
                 return Ok(self.open(envelope)?);
             }
         }
+    }
+
+    #[inline]
+    fn next_kept(&mut self) -> Option<Kept> {
+        let kept = self.kept.pop_front()?;
+        if self.kept.is_empty() {
+            self.side.port().set_kept_back(false);
+        }
+        Some(kept)
+    }
+
+    pub(crate) fn port(&self) -> &Arc<Port> {
+        self.side.port()
     }
 
     /// Whether a message is to be delivered. If not, it goes home unread.

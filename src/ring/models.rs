@@ -5,7 +5,7 @@ use super::{Consumer, PAYLOAD, Producer, area};
 use crate::sys::barrier::Fence;
 use crate::sys::futex::{Bell, Gate, Spot};
 use crate::sys::words::{OwnWords, PeerWords, shared};
-use crate::wait::{self, Deadline, Notifier, Patience, Sleeper, Source, Wait};
+use crate::wait::{self, Deadline, Notifier, Patience, Roused, Sleeper, Source, Wait};
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use std::sync::Arc;
@@ -26,6 +26,13 @@ fn world(slots: u32) -> World {
     World { sender: area(), receiver: area(), gate }
 }
 
+impl World {
+    /// A word of the receiver's own that nobody stores to.
+    fn still(&self) -> Spot<'_> {
+        self.receiver.0.spot(area::SENDER)
+    }
+}
+
 fn payload(number: u64) -> [u64; PAYLOAD] {
     [number, !number, 0, 0, 0, 0, number]
 }
@@ -36,7 +43,7 @@ impl Arrival {
     fn take(&mut self) -> Option<[u64; PAYLOAD]> {
         let found = self.0.try_pop().expect("an honest peer");
         if found.is_some() {
-            self.1.notify(|| self.0.producers_spot());
+            let _ = self.1.notify(|| self.0.producers_spot());
         }
         found
     }
@@ -95,7 +102,7 @@ fn conversation(count: u64) {
                 let mut room = Room(&mut producer, &mut patience, &mut room_sleeper);
                 assert!(wait::wait(&mut room, &sender_bell, &mut Deadline::Never));
             }
-            notifier.notify(|| producer.consumers_spot());
+            let _ = notifier.notify(|| producer.consumers_spot());
         }
     });
     for number in 1..=count {
@@ -193,4 +200,56 @@ fn death_wakes_a_sleeper() {
         assert!(wait::wait(&mut UntilEnd(arrival, over), &bell, &mut Deadline::Never));
         watcher.join().unwrap();
     });
+}
+
+/// Receives `count` slots at the door: each time the ring is found empty it says so and waits for the doorbell, which
+/// here is a bell of both sides'.
+fn at_the_door(count: u64) {
+    let world = world(2);
+    let Arrival(mut consumer, _, _, mut sleeper) = receiver(&world);
+    let (mut producer, mut notifier, _) = sender(&world);
+    let door = Arc::new(Bell::new(&world.gate));
+    let sending = thread::spawn({
+        let door = door.clone();
+        move || {
+            let mut rings = 0;
+            for number in 1..=count {
+                producer.try_push(&payload(number)).expect("an honest peer").expect("room");
+                if notifier.notify(|| producer.consumers_spot()) == Roused::AtDoor {
+                    rings += 1;
+                    door.ring();
+                }
+            }
+            rings
+        }
+    });
+    let (mut next, mut waits) = (1, 0);
+    while next <= count {
+        // Before the look: a doorbell rung after it ends the wait below.
+        let rung = door.value();
+        sleeper.go_to_door();
+        waits += 1;
+        if let Some(found) = consumer.try_pop().expect("an honest peer") {
+            sleeper.get_up();
+            assert_eq!(found, payload(next));
+            next += 1;
+            continue;
+        }
+        // The word slept on never changes: only the doorbell wakes.
+        crate::sys::futex::wait(world.still(), 0, &door, rung, None);
+    }
+    // Once for each time it was waited for.
+    assert!(sending.join().unwrap() <= waits);
+}
+
+#[test]
+fn no_doorbell_is_lost() {
+    loom::model(|| at_the_door(1));
+}
+
+#[test]
+fn no_doorbell_is_lost_between_two_slots() {
+    let mut bounded = loom::model::Builder::new();
+    bounded.preemption_bound = Some(3);
+    bounded.check(|| at_the_door(2));
 }

@@ -67,7 +67,7 @@ impl ClientApp {
             quota: self.options.loan_quota,
             fence: hello.terms.fence(terms),
         };
-        Ok(Session::begin(Side::Client, parts, view, &self.options, self.trust, opened)?)
+        Ok(Session::begin(Side::Client, parts, view, &self.options, self.trust, opened, None)?)
     }
 
     fn check_names(&self, server: &ServerApp) -> Result<(), ConnectError> {

@@ -6,14 +6,16 @@ use super::login::CHANNELS_MAX;
 use crate::shm::arena::Arena;
 use crate::shm::view::View;
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::seqpacket::poll_readable;
 use crate::sys::words::{OwnWords, PeerWords};
 use crate::transport::control::{AreaAt, Control, MetadataAt, Refusal, Wish};
 use crate::transport::link::{cut_area, view_area};
 use crate::transport::{Clerk, Core};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{HashMap, VecDeque};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Both halves of a channel, before anyone has made a [`Channel`](crate::Channel) of them.
 pub(super) struct Half {
@@ -139,6 +141,9 @@ enum Opening {
     GivenUp,
 }
 
+/// How long a thread that reads the socket itself sleeps at a time: another may read the answer.
+const SLICE: Duration = Duration::from_millis(10);
+
 /// Which side of the log-in this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -210,7 +215,12 @@ impl Desk {
     }
 
     /// Waits for the peer's answer; `None` if none came in time or the session ended.
-    pub(super) fn answer(&self, number: u32, deadline: Option<Instant>) -> Option<Result<AreaAt, Refusal>> {
+    pub(super) fn answer(
+        &self,
+        core: &Core,
+        number: u32,
+        deadline: Option<Instant>,
+    ) -> Option<Result<AreaAt, Refusal>> {
         let mut state = self.state.lock();
         let mut in_time = true;
         loop {
@@ -224,24 +234,34 @@ impl Desk {
                 state.opening.insert(number, Opening::GivenUp);
                 return None;
             }
-            in_time = self.wait(&mut state, deadline);
+            in_time = self.wait(core, &mut state, deadline);
         }
     }
 
     /// Waits for a channel that fits; `None` if none came in time or the session ended.
-    pub(super) fn take(&self, fits: impl Fn(&ChannelSpec) -> bool, deadline: Option<Instant>) -> Option<Half> {
-        self.wait_for(deadline, |state| {
+    pub(super) fn take(
+        &self,
+        core: &Core,
+        fits: impl Fn(&ChannelSpec) -> bool,
+        deadline: Option<Instant>,
+    ) -> Option<Half> {
+        self.wait_for(core, deadline, |state| {
             let index = state.incoming.iter().position(|half| fits(&half.spec))?;
             state.incoming.remove(index)
         })
     }
 
     /// Waits for a channel to judge; `None` if none came in time or the session ended.
-    pub(super) fn take_offer(&self, deadline: Option<Instant>) -> Option<Offered> {
-        self.wait_for(deadline, |state| state.offers.pop_front())
+    pub(super) fn take_offer(&self, core: &Core, deadline: Option<Instant>) -> Option<Offered> {
+        self.wait_for(core, deadline, |state| state.offers.pop_front())
     }
 
-    fn wait_for<R>(&self, deadline: Option<Instant>, mut look: impl FnMut(&mut State) -> Option<R>) -> Option<R> {
+    fn wait_for<R>(
+        &self,
+        core: &Core,
+        deadline: Option<Instant>,
+        mut look: impl FnMut(&mut State) -> Option<R>,
+    ) -> Option<R> {
         let mut state = self.state.lock();
         let mut in_time = true;
         loop {
@@ -251,7 +271,7 @@ impl Desk {
             if state.ended || !in_time {
                 return None;
             }
-            in_time = self.wait(&mut state, deadline);
+            in_time = self.wait(core, &mut state, deadline);
         }
     }
 
@@ -267,7 +287,17 @@ impl Desk {
     }
 
     /// False once the deadline has passed.
-    fn wait(&self, state: &mut MutexGuard<'_, State>, deadline: Option<Instant>) -> bool {
+    fn wait(&self, core: &Core, state: &mut MutexGuard<'_, State>, deadline: Option<Instant>) -> bool {
+        if core.is_kept() {
+            // The loop that reads the socket may be waiting for this very call.
+            let slice = Instant::now().checked_add(SLICE);
+            let until = [deadline, slice].into_iter().flatten().min();
+            MutexGuard::unlocked(state, || {
+                let _ = poll_readable(&[core.as_fd()], until);
+                core.attend();
+            });
+            return deadline.is_none_or(|at| Instant::now() < at);
+        }
         match deadline {
             None => {
                 self.changed.wait(state);
@@ -314,6 +344,7 @@ impl Desk {
             }
         };
         self.changed.notify_all();
+        core.channels_changed();
         if let Some(metadata) = unread {
             core.owe(metadata.handle);
         }
@@ -337,6 +368,8 @@ impl Desk {
             Some(Opening::Asked) => {
                 state.opening.insert(number, Opening::Answered(answer));
                 self.changed.notify_all();
+                drop(state);
+                core.channels_changed();
                 Ok(())
             }
             Some(Opening::GivenUp) => {

@@ -5,6 +5,7 @@ mod app;
 mod client;
 mod desk;
 mod error;
+mod lobby;
 mod login;
 mod offer;
 mod rundir;

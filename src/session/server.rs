@@ -3,24 +3,22 @@
 use super::app::ServerApp;
 use super::desk::{Asked, Half, Opened, Side};
 use super::error::{AcceptError, BindError};
+use super::lobby::{FirstWords, Lobby};
 use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, Policy, Refused, Terms, VERSION};
 use super::rundir::RunDir;
 use super::session::Session;
 use crate::message::{Builder, Schema, Trust};
 use crate::shm::arena::Arena;
 use crate::shm::view::{View, ViewError};
-use crate::sys::fork;
 use crate::sys::lockfile::LockFile;
-use crate::sys::seqpacket::{Credentials, Listener, Packet, SeqPacket, poll_readable};
+use crate::sys::seqpacket::{Credentials, Listener, SeqPacket, poll_readable};
+use crate::transport::Keeper;
 use crate::transport::link::{LinkParts, cut_area, view_area};
 use nix::errno::Errno;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use parking_lot::Mutex;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 impl ServerApp {
@@ -47,19 +45,10 @@ impl ServerApp {
         // The lock says that whoever made it is dead.
         place.remove_socket().map_err(io::Error::from)?;
         let arena = self.options.make_arena(false)?;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(io::Error::from)?;
         let listener = Listener::bind(&place.dir.reached(&place.socket_name), others).map_err(io::Error::from)?;
         tracing::info!(app = self.name, "listening at {}", place.dir.shown(&place.socket_name).display());
-        Ok(SessionServer {
-            arena,
-            waiting: Mutex::default(),
-            listener,
-            stop,
-            closed: AtomicBool::new(false),
-            fork: fork::generation(),
-            _place: place,
-            app: self,
-        })
+        let lobby = Lobby::new(listener).map_err(io::Error::from)?;
+        Ok(SessionServer { arena, lobby, _place: place, app: self })
     }
 }
 
@@ -89,12 +78,7 @@ impl ServerApp {
 pub struct SessionServer {
     app: ServerApp,
     arena: Arena,
-    listener: Listener,
-    /// Connected, but not logged in.
-    waiting: Mutex<Vec<Waiting>>,
-    stop: EventFd,
-    closed: AtomicBool,
-    fork: u32,
+    lobby: Lobby,
     _place: Place,
 }
 
@@ -123,21 +107,6 @@ impl Drop for Place {
     }
 }
 
-#[derive(Debug)]
-struct Waiting {
-    socket: SeqPacket,
-    until: Instant,
-}
-
-/// How long a client may take over its first words.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Clients that may be connected without having logged in; more wait in the kernel's queue.
-const WAITING_MAX: usize = 64;
-
-/// How long to leave the listener alone when no descriptor is to be had.
-const BREATHER: Duration = Duration::from_millis(50);
-
 impl SessionServer {
     /// The next session, waiting as long as it takes.
     ///
@@ -155,14 +124,31 @@ impl SessionServer {
         self.accept_until(Instant::now().checked_add(timeout))
     }
 
+    /// The next session if one is ready. Never blocks.
+    ///
+    /// To wait for it together with other things, wait until [`as_fd`](AsFd::as_fd) is readable and call this until it
+    /// says `None`; or add the server to an [`EventLoop`](crate::event::EventLoop).
+    ///
+    /// # Errors
+    /// [`AcceptError`], as for [`accept`](Self::accept).
+    pub fn try_accept(&self) -> Result<Option<Session>, AcceptError> {
+        self.try_accept_for(|| None)
+    }
+
+    /// As [`try_accept`](Self::try_accept), for a session that is kept by somebody from the start.
+    pub(crate) fn try_accept_for(
+        &self,
+        keeper: impl FnOnce() -> Option<Arc<dyn Keeper>>,
+    ) -> Result<Option<Session>, AcceptError> {
+        match self.lobby.next()? {
+            None => Ok(None),
+            Some(said) => self.log_in(said, keeper).map(Some),
+        }
+    }
+
     /// Stops accepting: whoever waits in [`accept`](Self::accept) wakes with [`AcceptError::Closed`]. Sessions go on.
     pub fn close(&self) {
-        // A forked child shares the descriptor that wakes, but not the server.
-        if self.fork != fork::generation() {
-            return;
-        }
-        self.closed.store(true, Ordering::Release);
-        let _ = self.stop.write(1);
+        self.lobby.close();
     }
 
     /// The arena that messages for clients of this user are built in: what is built here once can be sent to all of
@@ -185,70 +171,24 @@ impl SessionServer {
     }
 
     fn accept_until(&self, deadline: Option<Instant>) -> Result<Session, AcceptError> {
-        let waiting = match deadline {
-            None => Some(self.waiting.lock()),
-            Some(at) => self.waiting.try_lock_until(at),
-        };
-        let mut waiting = waiting.ok_or(AcceptError::TimedOut)?;
         loop {
-            // Partner: `close`.
-            if self.closed.load(Ordering::Acquire) {
-                return Err(AcceptError::Closed);
+            if let Some(session) = self.try_accept()? {
+                return Ok(session);
             }
-            let breather = self.let_in(&mut waiting)?;
-            let now = Instant::now();
-            if let Some(index) = waiting.iter().position(|client| client.until <= now) {
-                waiting.swap_remove(index);
-                return Err(AcceptError::LoginTimedOut);
-            }
-            let first_out = waiting.iter().map(|client| client.until).min();
-            let wake_at = [deadline, first_out, breather.then(|| now + BREATHER)].into_iter().flatten().min();
-            let listens = !breather && waiting.len() < WAITING_MAX;
-            let Some(index) = self.poll(&waiting, listens, wake_at)? else {
-                if deadline.is_some_and(|at| Instant::now() >= at) {
-                    return Err(AcceptError::TimedOut);
-                }
-                continue;
-            };
-            // One more byte than a frame, so that a longer one shows.
-            let mut frame = [0; FRAME + 1];
-            let client = waiting.swap_remove(index);
-            match client.socket.recv(&mut frame) {
-                Ok(None) => waiting.push(client),
-                Ok(Some(packet)) => return self.log_in(client.socket, &frame, packet),
-                Err(errno) => return Err(io::Error::from(errno).into()),
+            if !poll_readable(&[self.as_fd()], deadline)?.contains(&true)
+                && deadline.is_some_and(|at| Instant::now() >= at)
+            {
+                return Err(AcceptError::TimedOut);
             }
         }
     }
 
-    /// Takes who has connected from the kernel's queue; true if there were no descriptors for all of them.
-    fn let_in(&self, waiting: &mut Vec<Waiting>) -> Result<bool, AcceptError> {
-        while waiting.len() < WAITING_MAX {
-            match self.listener.accept() {
-                Ok(Some(socket)) => waiting.push(Waiting { socket, until: Instant::now() + LOGIN_TIMEOUT }),
-                Ok(None) => return Ok(false),
-                Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
-                    tracing::warn!("no descriptors for another client: waiting");
-                    return Ok(true);
-                }
-                Err(errno) => return Err(io::Error::from(errno).into()),
-            }
-        }
-        Ok(false)
-    }
-
-    /// Waits for someone's words; `None` if something else is to be looked at.
-    fn poll(&self, waiting: &[Waiting], listens: bool, until: Option<Instant>) -> io::Result<Option<usize>> {
-        let mut fds: Vec<BorrowedFd<'_>> = waiting.iter().map(|client| client.socket.as_fd()).collect();
-        fds.push(self.stop.as_fd());
-        if listens {
-            fds.push(self.listener.as_fd());
-        }
-        let ready = poll_readable(&fds, until)?;
-        Ok(ready.iter().take(waiting.len()).position(|&ready| ready))
-    }
-
-    fn log_in(&self, socket: SeqPacket, frame: &[u8], packet: Packet) -> Result<Session, AcceptError> {
+    fn log_in(
+        &self,
+        said: FirstWords,
+        keeper: impl FnOnce() -> Option<Arc<dyn Keeper>>,
+    ) -> Result<Session, AcceptError> {
+        let FirstWords { socket, frame, packet } = said;
         if packet.len == 0 {
             return Err(AcceptError::Disconnected);
         }
@@ -257,7 +197,7 @@ impl SessionServer {
             return Err(refuse(&socket, Refused::Busy, None));
         }
         let peer = socket.peer().map_err(io::Error::from)?;
-        let said = frame.get(..packet.len).unwrap_or(frame);
+        let said = frame.get(..packet.len).unwrap_or(&frame);
         let hello = match Hello::from_bytes(said)? {
             Ok(hello) => hello,
             Err(theirs) => {
@@ -289,7 +229,7 @@ impl SessionServer {
                 return Err(error.into());
             }
         };
-        self.begin(socket, peer, &hello, view, trust)
+        self.begin(socket, peer, &hello, view, trust, keeper())
     }
 
     fn begin(
@@ -299,6 +239,7 @@ impl SessionServer {
         hello: &Hello,
         view: Arc<View>,
         trust: Trust,
+        keeper: Option<Arc<dyn Keeper>>,
     ) -> Result<Session, AcceptError> {
         let options = &self.app.options;
         let foreign = peer.uid != Credentials::own().uid;
@@ -332,7 +273,14 @@ impl SessionServer {
             fence: terms.fence(hello.terms),
         };
         tracing::info!(app = self.app.name, client = parts.peer_name, pid = peer.pid, uid = peer.uid, "session");
-        Ok(Session::begin(Side::Server, parts, view, options, trust, opened)?)
+        Ok(Session::begin(Side::Server, parts, view, options, trust, opened, keeper)?)
+    }
+}
+
+impl AsFd for SessionServer {
+    /// Readable when [`try_accept`](Self::try_accept) has something to do. For waiting only.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lobby.as_fd()
     }
 }
 

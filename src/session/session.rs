@@ -13,7 +13,7 @@ use crate::sys::seqpacket::Credentials;
 use crate::transport::control::{Control, MetadataAt, Refusal, Wish};
 use crate::transport::ended::Ended;
 use crate::transport::link::{LinkParts, cut_area, view_area};
-use crate::transport::{Core, Lane, Link};
+use crate::transport::{Core, Keeper, Lane, Link};
 use crate::wait::Wait;
 use std::io;
 use std::sync::Arc;
@@ -58,10 +58,11 @@ impl Session {
         options: &Options,
         trust: Trust,
         mut opened: Opened,
+        keeper: Option<Arc<dyn Keeper>>,
     ) -> io::Result<Self> {
         let (channels, answers) = (opened.areas(), std::mem::take(&mut opened.answers));
         let desk = Desk::new(side, Manners::of(options), opened);
-        let link = Link::new(parts, view, channels, Box::new(AtDesk(desk.clone())))?;
+        let link = Link::new(parts, view, channels, Box::new(AtDesk(desk.clone())), keeper)?;
         answers.iter().for_each(|answer| link.core().send(answer));
         Ok(Self { link, desk, trust, wait: options.wait })
     }
@@ -157,7 +158,7 @@ impl Session {
     fn opened<T: Schema>(&self, asked: Asked, timeout: Duration) -> Result<Channel<T>, ChannelError> {
         let core = self.core();
         let Asked { number, spec, own } = asked;
-        match self.desk.answer(number, Instant::now().checked_add(timeout)) {
+        match self.desk.answer(core, number, Instant::now().checked_add(timeout)) {
             None => Err(if core.ended().is_some() { self.ended() } else { ChannelError::TimedOut }),
             Some(Err(refusal)) => {
                 core.forget_channel(number);
@@ -212,7 +213,7 @@ impl Session {
         if self.core().is_forked() {
             return Err(self.ended());
         }
-        let half = self.desk.take(fits, deadline);
+        let half = self.desk.take(self.core(), fits, deadline);
         half.map(|half| self.channel(half)).ok_or_else(|| self.nothing_came())
     }
 
@@ -237,7 +238,7 @@ impl Session {
         if self.core().is_forked() {
             return Err(self.ended());
         }
-        let offered = self.desk.take_offer(deadline);
+        let offered = self.desk.take_offer(self.core(), deadline);
         offered.map(|offered| Offer::new(self.clone(), offered)).ok_or_else(|| self.nothing_came())
     }
 
@@ -332,6 +333,7 @@ impl Session {
             if let Some(cause) = core.ended() {
                 return Err(CloseError::Ended { peer: self.peer_name().to_owned(), cause });
             }
+            core.attend();
             if core.is_drained() {
                 core.close();
                 return Ok(());
@@ -347,7 +349,7 @@ impl Session {
         }
     }
 
-    pub(super) fn core(&self) -> &Core {
+    pub(crate) fn core(&self) -> &Arc<Core> {
         self.link.core()
     }
 

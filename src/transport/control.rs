@@ -63,6 +63,37 @@ pub(crate) enum Control {
     Finished {
         number: u32,
     },
+    /// Something happened in a channel whose receiver, or sender, waits at the door.
+    Doorbell {
+        number: u32,
+        knock: Knock,
+    },
+}
+
+/// What happened in a channel, as a set: to be looked for, not believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Knock(u32);
+
+impl Knock {
+    pub(crate) const NONE: Self = Self(0);
+    /// Slots were filled for the receiver.
+    pub(crate) const FILLED: Self = Self(1);
+    /// Slots were emptied for the sender.
+    pub(crate) const EMPTIED: Self = Self(2);
+    pub(crate) const ALL: Self = Self(3);
+
+    /// Bits without a meaning here are left to later versions.
+    pub(crate) fn from_bits(bits: u32) -> Self {
+        Self(bits & Self::ALL.0)
+    }
+
+    pub(crate) fn bits(self) -> u32 {
+        self.0
+    }
+
+    pub(crate) fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
 }
 
 /// What one side asks for when it opens a channel.
@@ -141,6 +172,9 @@ impl Control {
                     Farewell::PeerMisbehaved => 1,
                 });
             }
+            Self::Doorbell { number, knock } => {
+                out.u32(10).u32(*number).u32(knock.bits());
+            }
             Self::UnexpectedReplies { number, count } => {
                 out.u32(11).u32(*number).u64(*count);
             }
@@ -192,6 +226,7 @@ impl Control {
                 1 => Farewell::PeerMisbehaved,
                 _ => return Err(PeerMisbehaved::Frame("unknown farewell")),
             }),
+            10 => Self::Doorbell { number, knock: Knock::from_bits(from.u32()) },
             11 => Self::UnexpectedReplies { number, count: from.u64() },
             12 => Self::Cancel { number, id: from.u64() },
             13 => Self::Finished { number },
@@ -306,6 +341,8 @@ mod tests {
             Control::Returns { look_at: u32::MAX, handles: vec![] },
             Control::Goodbye(Farewell::Closed),
             Control::Goodbye(Farewell::PeerMisbehaved),
+            Control::Doorbell { number: 3, knock: Knock::FILLED },
+            Control::Doorbell { number: 5, knock: Knock::ALL },
             Control::UnexpectedReplies { number: 3, count: u64::MAX },
             Control::Cancel { number: 3, id: 9 },
             Control::Finished { number: 5 },

@@ -84,6 +84,12 @@ impl Descriptor {
         payload[0] & 0xFF == RETURNED
     }
 
+    /// What the application calls this kind of message.
+    #[inline]
+    pub(crate) fn kind_of(payload: &Payload) -> u16 {
+        (payload[0] >> 48) as u16
+    }
+
     /// Reads a peer's words. Bits without a meaning here are left to later versions.
     #[inline]
     pub(crate) fn from_words(payload: Payload) -> Result<Self, PeerMisbehaved> {

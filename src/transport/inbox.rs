@@ -1,10 +1,11 @@
 //! The receiving half of a lane: what is in the other side's ring, and the wait for it. Books what comes home; passes
 //! messages on unopened.
 
+use super::control::Knock;
 use super::descriptor::{Descriptor, Envelope, RETURNS};
 use super::ended::Ended;
 use super::link::Core;
-use super::port::{self, Port};
+use super::port::{self, Next, Port};
 use crate::ring::{Consumer, Payload, area};
 use crate::shm::handle::Handle;
 use crate::shm::view::Home as _;
@@ -12,7 +13,7 @@ use crate::sys::barrier::Fence;
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
-use crate::wait::{self, Deadline, Notifier, Patience, Sleeper, Source, Wait};
+use crate::wait::{self, Deadline, Notifier, Patience, Roused, Sleeper, Source, Wait};
 use std::sync::Arc;
 
 /// See the module's own words.
@@ -63,7 +64,7 @@ impl Inbox {
                 Ok(None) if condition == port::FINISHED => return Some(Found::Finished),
                 Ok(None) => return Some(Found::End),
                 Ok(Some(payload)) => {
-                    self.sender.notify(|| self.consumer.producers_spot());
+                    self.emptied(port);
                     open_slot(port, payload)
                 }
                 Err(broken) => Err(broken),
@@ -88,7 +89,8 @@ impl Inbox {
                 return Ok(());
             }
             let Some(payload) = self.consumer.try_pop()? else { return Ok(()) };
-            self.sender.notify(|| self.consumer.producers_spot());
+            // A sender at the door learns of the end, which is near, by other means.
+            let _ = self.sender.notify(|| self.consumer.producers_spot());
             match Descriptor::from_words(payload)? {
                 Descriptor::Message(envelope, returned) => {
                     home.push(envelope.handle);
@@ -98,6 +100,47 @@ impl Inbox {
             }
         }
         Ok(())
+    }
+
+    /// Tells the peer's sender, if it waits, that there is room.
+    #[inline]
+    fn emptied(&mut self, port: &Port) {
+        if self.sender.notify(|| self.consumer.producers_spot()) == Roused::AtDoor {
+            port.core().ring(port, Knock::EMPTIED);
+        }
+    }
+
+    /// What comes next, for whoever then waits at the door if there is nothing.
+    pub(super) fn next_or_door(&mut self, port: &Port) -> Result<Next, PeerMisbehaved> {
+        // Read before the ring: what was published before the end must still be found.
+        let condition = port.condition();
+        if condition == port::OVER {
+            return Ok(Next::End);
+        }
+        if let Some(next) = self.next(port)? {
+            return Ok(next);
+        }
+        match condition {
+            port::OPEN => {}
+            port::FINISHED => return Ok(Next::Finished),
+            _ => return Ok(Next::End),
+        }
+        self.sleeper.go_to_door();
+        // What was published before anyone could see that this end is there.
+        let next = self.next(port)?;
+        if next.is_some() {
+            self.sleeper.get_up();
+        }
+        Ok(next.unwrap_or(Next::Nothing))
+    }
+
+    fn next(&mut self, port: &Port) -> Result<Option<Next>, PeerMisbehaved> {
+        self.collect(port)?;
+        Ok(match self.consumer.peek()? {
+            None => None,
+            Some(payload) if Descriptor::is_returns(payload) => Some(Next::More),
+            Some(payload) => Some(Next::Message(Descriptor::kind_of(payload))),
+        })
     }
 
     /// Waits until there is something to take; false once the deadline has passed.
@@ -117,7 +160,7 @@ impl Inbox {
                 _ => return Ok(()),
             }
             if let Some(payload) = self.consumer.try_pop()? {
-                self.sender.notify(|| self.consumer.producers_spot());
+                self.emptied(port);
                 open_slot(port, payload)?;
             }
         }
@@ -167,5 +210,9 @@ impl Source for Arrival<'_> {
     #[inline]
     fn waiter(&mut self) -> (&mut Patience, &mut Sleeper) {
         (&mut self.inbox.patience, &mut self.inbox.sleeper)
+    }
+
+    fn attends(&mut self) -> bool {
+        self.port.core().attend()
     }
 }

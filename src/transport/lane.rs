@@ -1,6 +1,7 @@
 //! One channel's two rings with the waiting around them: slots in, slots out, asleep in between. Sends home what is owed
 //! with whatever goes that way, and books what comes home. Knows slots, not messages.
 
+use super::control::Knock;
 use super::descriptor::{Descriptor, Envelope, RETURNS};
 use super::ended::EndedError;
 use super::inbox::Inbox;
@@ -10,7 +11,7 @@ use crate::ring::{Full, Producer, area};
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
-use crate::wait::{self, Deadline, Notifier, Patience, Sleeper, Source, Wait};
+use crate::wait::{self, Deadline, Notifier, Patience, Roused, Sleeper, Source, Wait};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -113,7 +114,10 @@ impl Lane {
             self.port.collect();
         }
         let returned = self.port.pop_owed();
-        let sent = self.push(Descriptor::Message(envelope, returned));
+        let mut sent = self.push(Descriptor::Message(envelope, returned));
+        if matches!(sent, Ok(false)) && self.room_or_door()? {
+            sent = self.push(Descriptor::Message(envelope, returned));
+        }
         if let (Some(handle), Ok(false)) = (returned, &sent) {
             self.port.push_front_owed(handle);
         }
@@ -127,6 +131,21 @@ impl Lane {
             self.wait_for_room(deadline)?;
         }
         Ok(())
+    }
+
+    /// No room: if somebody listens, the peer has to ring once there is. True if there is by now.
+    #[cold]
+    fn room_or_door(&mut self) -> Result<bool, EndedError> {
+        if !self.port.door.is_listened() {
+            return Ok(false);
+        }
+        self.outbox.sleeper.go_to_door();
+        // What was emptied before anyone could see that this end is there.
+        let room = self.outbox.producer.has_room().map_err(|broken| self.port.cut_off(broken))?;
+        if room {
+            self.outbox.sleeper.get_up();
+        }
+        Ok(room)
     }
 
     /// Waits until there is room, or the channel is over, which sending anew then tells.
@@ -148,7 +167,12 @@ impl Lane {
 
     fn wait_until(&mut self, enough: Progress, deadline: &mut Deadline) -> Result<(), LaneError> {
         let mut room = Room { outbox: &mut self.outbox, port: &self.port, enough };
-        if !wait::wait(&mut room, &self.port.bell, deadline) {
+        let ready = wait::wait(&mut room, &self.port.bell, deadline);
+        if self.port.door.is_listened() {
+            // This wait has ended the one at the door.
+            self.port.door.tell(Knock::EMPTIED);
+        }
+        if !ready {
             return Err(LaneError::TimedOut);
         }
         self.outbox.patience.found();
@@ -160,7 +184,13 @@ impl Lane {
         let Outbox { producer, receiver, wakes, .. } = &mut self.outbox;
         match producer.try_push(&descriptor.to_words()) {
             Ok(Ok(())) => {
-                *wakes += u64::from(receiver.notify(|| producer.consumers_spot()));
+                let roused = receiver.notify(|| producer.consumers_spot());
+                if roused != Roused::Awake {
+                    *wakes += 1;
+                }
+                if roused == Roused::AtDoor {
+                    self.port.core().ring(&self.port, Knock::FILLED);
+                }
                 Ok(true)
             }
             Ok(Err(Full)) => Ok(false),
@@ -209,6 +239,7 @@ impl Drop for Lane {
     fn drop(&mut self) {
         if !self.port.core().is_forked() {
             self.port.core().closed_here(self.port.number(), self.port.take_inbox());
+            self.port.leave_door();
         }
     }
 }
@@ -235,5 +266,9 @@ impl Source for Room<'_> {
 
     fn waiter(&mut self) -> (&mut Patience, &mut Sleeper) {
         (&mut self.outbox.patience, &mut self.outbox.sleeper)
+    }
+
+    fn attends(&mut self) -> bool {
+        self.port.core().attend()
     }
 }

@@ -2,8 +2,10 @@
 //! ended. [`Link`] is what users of the session hold; [`Core`] is what the watcher serves, and may outlive them.
 
 mod channels;
+mod keeping;
 
 pub(crate) use channels::{cut_area, view_area};
+pub(crate) use keeping::Keeper;
 
 use super::control::{Control, FRAME, RETURNS_PER_FRAME};
 use super::ended::{Ended, Farewell};
@@ -20,6 +22,7 @@ use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::seqpacket::{Credentials, SeqPacket};
 use crate::sys::words::OwnWords;
 use channels::Entry;
+use keeping::Keeping;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -67,6 +70,11 @@ pub(crate) struct Core {
     /// Numbers of channels that owe something, each once.
     owing: Mutex<Vec<u32>>,
     armed: AtomicBool,
+    keeping: Mutex<Keeping>,
+    /// Whether a keeper other than the watcher has it: read without the lock.
+    kept: AtomicBool,
+    /// Held by whoever reads the socket, so that frames are acted on in order.
+    reading: Mutex<()>,
 }
 
 /// What is on its way to the socket.
@@ -86,7 +94,9 @@ const OUTGOING_MAX: usize = 1024;
 
 impl Core {
     /// Receives what has come and acts on it. False at the end of the socket.
-    pub(super) fn on_readable(&self) -> bool {
+    pub(crate) fn on_readable(&self) -> bool {
+        // Whoever is reading already sees what is there; the socket stays readable for what comes after that.
+        let Some(_reading) = self.reading.try_lock() else { return true };
         // One more byte than a frame, so that a longer one shows.
         let mut frame = [0; FRAME + 1];
         // No more than a few at a time: other sessions have their turn too.
@@ -133,6 +143,10 @@ impl Core {
                 Ok(())
             }
             Control::ChannelClosed { number } => self.closed_there(number),
+            Control::Doorbell { number, knock } => {
+                self.rung(number, knock);
+                Ok(())
+            }
             Control::Finished { number } => self.finished_there(number),
             Control::Cancel { number, id } => self.cancelled_there(number, id),
             // Of a channel that is gone meanwhile, which does not matter.
@@ -160,6 +174,9 @@ impl Core {
         let over = leaves_nothing(cause);
         self.ports().iter().for_each(|port| port.end(over));
         self.clerk.on_end();
+        if let Some(keeper) = self.keeper() {
+            keeper.on_end();
+        }
     }
 
     /// Cuts the peer off for breaking a rule, and tells it so.
@@ -208,7 +225,7 @@ impl Core {
     }
 
     /// The users of this side are gone: once all is sent, the peer sees the end of the socket.
-    pub(super) fn stop_sending(&self) {
+    fn stop_sending(&self) {
         let mut outgoing = self.outgoing.lock();
         outgoing.parting = true;
         let flushed = self.flush(&mut outgoing);
@@ -241,23 +258,23 @@ impl Core {
     pub(crate) fn arm(&self) {
         // Partner: `disarm`. The work this is about was queued under a lock that the watcher takes after disarming.
         if !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::AcqRel) {
-            watch::arm(self.token);
+            self.arm_keeper();
         }
     }
 
-    pub(super) fn disarm(&self) {
+    pub(crate) fn disarm(&self) {
         // Partner: `arm`.
         self.armed.store(false, Ordering::Release);
     }
 
     /// Sends home what has been owed for a whole tick; tells whether there is more to do. Looks only at the channels
     /// that owe something.
-    pub(super) fn tick(&self) -> bool {
+    pub(crate) fn tick(&self) -> bool {
         let mut home = std::mem::take(&mut *self.orphans.lock());
         let numbers = std::mem::take(&mut *self.owing.lock());
         let (mut in_slots, mut owing) = (Vec::new(), false);
         for port in numbers.into_iter().filter_map(|number| self.port_of(number)) {
-            owing |= port.tick(&mut home);
+            owing |= port.tick(&mut home) | !self.ring_due(&port);
             if let Some(count) = port.take_unexpected() {
                 self.send(&Control::UnexpectedReplies { number: port.number(), count });
             }
@@ -357,7 +374,7 @@ impl AsFd for Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        if !self.is_forked() {
+        if !self.is_forked() && self.keeping.get_mut().keeper.is_none() {
             watch::forget(self.token);
         }
     }
@@ -374,12 +391,13 @@ struct Hold {
 }
 
 impl Link {
-    /// With the channels opened in the log-in, by number.
+    /// With the channels opened in the log-in, by number; kept by the watcher unless somebody else does.
     pub(crate) fn new(
         parts: LinkParts,
         view: Arc<View>,
         channels: Vec<(u32, Arc<OwnWords>)>,
         clerk: Box<dyn Clerk>,
+        keeper: Option<Arc<dyn Keeper>>,
     ) -> std::io::Result<Self> {
         let channels = channels.into_iter().map(|(number, area)| (number, Entry::new(area))).collect();
         let loans = Loans::new(parts.quota);
@@ -396,13 +414,18 @@ impl Link {
             orphans: Mutex::default(),
             owing: Mutex::default(),
             armed: AtomicBool::new(false),
+            kept: AtomicBool::new(keeper.is_some()),
+            keeping: Mutex::new(Keeping::of(keeper)),
+            reading: Mutex::default(),
         });
-        watch::add(&core)?;
+        if !core.is_kept() {
+            watch::add(&core, false)?;
+        }
         Ok(Self(Arc::new(Hold { core, view })))
     }
 
     #[inline]
-    pub(crate) fn core(&self) -> &Core {
+    pub(crate) fn core(&self) -> &Arc<Core> {
         &self.0.core
     }
 
@@ -453,10 +476,10 @@ impl Drop for Hold {
             return;
         }
         // Nobody here reads the peer's memory any more: it may have everything back. What it still reads of ours stays
-        // until it says the same, or dies; the watcher sees to that.
+        // until it says the same, or dies; whoever keeps the link sees to that.
         self.core.close();
         self.core.clerk.on_unused();
-        watch::linger(&self.core);
+        self.core.linger();
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub(crate) mod control;
 pub(crate) mod descriptor;
+pub(crate) mod door;
 pub(crate) mod ended;
 mod inbox;
 pub(crate) mod lane;
@@ -13,5 +14,5 @@ pub(crate) mod port;
 mod watch;
 
 pub(crate) use lane::{Lane, LaneError};
-pub(crate) use link::{Clerk, Core, Link};
+pub(crate) use link::{Clerk, Core, Keeper, Link};
 pub(crate) use port::NoMessage;

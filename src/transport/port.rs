@@ -2,8 +2,9 @@
 //! the channel is over. Received messages hold it, and through it the session's socket: an honest reader stays known
 //! to the lender for as long as it reads.
 
-use super::control::Control;
+use super::control::{Control, Knock};
 use super::descriptor::Envelope;
+use super::door::{Door, Listener};
 use super::ended::{Ended, EndedError};
 use super::inbox::{Found, Inbox};
 use super::link::{Core, Link};
@@ -42,6 +43,22 @@ pub(crate) struct Port {
     unexpected: AtomicU64,
     /// As many as the peer was told of.
     reported: AtomicU64,
+    pub(super) door: Door,
+}
+
+/// What a look from outside finds next in a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// A message; its kind, where that is known.
+    Message(u16),
+    /// There was so much else that it takes another look.
+    More,
+    /// Nothing: whoever publishes rings, whoever ends the channel tells.
+    Nothing,
+    /// Nothing, and the other side has said that nothing will come.
+    Finished,
+    /// Nothing, and nothing will come.
+    End,
 }
 
 /// Why there is no message.
@@ -88,10 +105,11 @@ impl Port {
             news,
             unexpected: AtomicU64::new(0),
             reported: AtomicU64::new(0),
+            door: Door::default(),
         }
     }
 
-    pub(crate) fn core(&self) -> &Core {
+    pub(crate) fn core(&self) -> &Arc<Core> {
         self.link.core()
     }
 
@@ -108,6 +126,7 @@ impl Port {
         // Partner: `condition`. What was published before the end stays readable.
         self.state.fetch_max(if over { OVER } else { DRAINING }, Ordering::AcqRel);
         self.bell.ring();
+        self.door.tell(Knock::ALL);
     }
 
     /// The peer sends no more: whoever waits for a message learns it once the ring is empty.
@@ -115,6 +134,7 @@ impl Port {
         // Partner: `condition`. What was published before is found first.
         self.state.fetch_max(FINISHED, Ordering::AcqRel);
         self.bell.ring();
+        self.door.tell(Knock::FILLED);
     }
 
     /// How far it is with the channel: `OPEN`, `FINISHED`, `DRAINING` or `OVER`, which only rises.
@@ -174,7 +194,9 @@ impl Port {
     /// The next message if there is one already.
     #[inline]
     pub(crate) fn try_receive(&self) -> Result<Option<Envelope>, NoMessage> {
-        match self.with_inbox(|inbox| inbox.take(self)).unwrap_or(Some(Found::End)) {
+        let found = self.with_inbox(|inbox| inbox.take(self)).unwrap_or(Some(Found::End));
+        self.door.looked();
+        match found {
             None => Ok(None),
             Some(found) => self.settle(found).map(Some),
         }
@@ -196,6 +218,10 @@ impl Port {
                 again = true;
             }
         });
+        if self.door.is_listened() {
+            // A sleep has ended the wait at the door.
+            self.door.tell(Knock::FILLED);
+        }
         match found {
             Some(Some(found)) => self.settle(found),
             Some(None) => Err(NoMessage::TimedOut),
@@ -218,6 +244,59 @@ impl Port {
             Found::End => Err(self.error().into()),
             Found::Broken(broken) => Err(self.cut_off(broken).into()),
         }
+    }
+
+    // For those who wait elsewhere.
+
+    /// What there is to receive; if nothing, the peer knows from here on that it has to ring.
+    pub(crate) fn next_or_door(&self) -> Next {
+        if self.door.has_kept_back() {
+            return Next::Message(0);
+        }
+        let mut inbox = self.inbox.try_lock();
+        if inbox.is_none() {
+            self.door.miss();
+            inbox = self.inbox.try_lock();
+        }
+        // Whoever has it tells when it is free.
+        let Some(mut inbox) = inbox else { return Next::Nothing };
+        let next = inbox.as_mut().map_or(Ok(Next::End), |inbox| inbox.next_or_door(self));
+        drop(inbox);
+        next.unwrap_or_else(|broken| {
+            self.core().misbehaved(broken);
+            Next::End
+        })
+    }
+
+    /// Has somebody told of news from now on, and of what there is. False if somebody is told already.
+    pub(crate) fn listen(&self, by: Arc<dyn Listener>) -> bool {
+        let listens = self.door.listen(by);
+        if listens {
+            self.door.tell(Knock::FILLED);
+        }
+        listens
+    }
+
+    pub(crate) fn unlisten(&self) {
+        self.door.unlisten();
+    }
+
+    /// Whoever listens has heard all there is to hear.
+    pub(crate) fn leave_door(&self) {
+        if let Some(listener) = self.door.unlisten() {
+            listener.on_gone();
+        }
+    }
+
+    /// Whether messages were taken from the ring that are still to be received.
+    pub(crate) fn set_kept_back(&self, any: bool) {
+        self.door.set_kept_back(any);
+    }
+
+    /// The socket was full: the peer is rung for later.
+    pub(super) fn ring_later(&self, knock: Knock) {
+        self.door.ring_later(knock);
+        self.arm();
     }
 
     // What is said beside the ring.

@@ -29,8 +29,8 @@ pub(super) fn new_token() -> u64 {
     TOKENS.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Serves a link from now on.
-pub(super) fn add(core: &Arc<Core>) -> io::Result<()> {
+/// Serves a link from now on; one without users until the peer needs nothing of it any more.
+pub(super) fn add(core: &Arc<Core>, unused: bool) -> io::Result<()> {
     let mut current = WATCHER.lock();
     let watcher = match &*current {
         Some(watcher) => watcher.clone(),
@@ -41,7 +41,7 @@ pub(super) fn add(core: &Arc<Core>) -> io::Result<()> {
         core: Arc::downgrade(core),
         arena: core.arena().downgrade(),
         arena_id: core.arena().id(),
-        lingering: None,
+        lingering: unused.then(|| core.clone()),
         at_end: false,
     };
     links.served.insert(core.token(), served);
@@ -55,14 +55,20 @@ pub(super) fn add(core: &Arc<Core>) -> io::Result<()> {
     Ok(())
 }
 
+/// Serves a link no longer: somebody else does.
+pub(super) fn release(core: &Arc<Core>) {
+    let Some(watcher) = WATCHER.lock().clone() else { return };
+    watcher.links.lock().served.remove(&core.token());
+    let _ = watcher.epoll.delete(&**core);
+    watcher.wake();
+}
+
 /// Its users are gone; keeps it until the peer needs nothing of it any more.
 pub(super) fn linger(core: &Arc<Core>) {
     let Some(watcher) = WATCHER.lock().clone() else { return };
     if let Some(served) = watcher.links.lock().served.get_mut(&core.token()).filter(|served| !served.at_end) {
         served.lingering = Some(core.clone());
     }
-    // The peer learns that nothing of its own is read here any more.
-    core.stop_sending();
 }
 
 /// It is gone.

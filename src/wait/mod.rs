@@ -5,17 +5,21 @@
 //! work, pays its share of the fence, and makes a system call only if the other said that it sleeps. One of the two
 //! therefore sees the other: no wake is lost. A [`Bell`] rung by this process itself (the peer died, the session was
 //! closed) ends a sleep as well.
+//!
+//! A side that waits for much at once does not sleep in a futex: its [`Sleeper`] goes to the door, by the same rules, and
+//! the notifier that finds it there reports so, once, to whoever can ring.
 
 mod deadline;
 mod notify;
 mod patience;
 
 pub(crate) use deadline::Deadline;
-pub(crate) use notify::{Notifier, Sleeper};
+pub(crate) use notify::{Notifier, Roused, Sleeper};
 pub(crate) use patience::Patience;
 pub use patience::Wait;
 
 use crate::sys::futex::{self, Bell, Spot};
+use std::time::{Duration, Instant};
 
 /// What a wait is made of: how to look, and where to sleep.
 pub(crate) trait Source {
@@ -27,7 +31,16 @@ pub(crate) trait Source {
 
     /// Who waits.
     fn waiter(&mut self) -> (&mut Patience, &mut Sleeper);
+
+    /// Asked before each sleep. True if nobody rings the bell unless the waiter looks for the reasons itself, which this
+    /// call has done: the sleep is then a short one.
+    fn attends(&mut self) -> bool {
+        false
+    }
 }
+
+/// A sleep of a waiter that has to look for what may end its wait.
+const SLICE: Duration = Duration::from_millis(10);
 
 /// Waits until `source` is ready, or the deadline passes: false. To be called when it was not ready a moment ago; what
 /// it has is then taken by the caller, who says so to its [`Patience`].
@@ -45,8 +58,10 @@ pub(crate) fn wait<S: Source>(source: &mut S, bell: &Bell, deadline: &mut Deadli
         let in_time = !deadline.has_passed();
         if !ready && in_time {
             source.waiter().0.sleeps();
+            let slice = if source.attends() { Instant::now().checked_add(SLICE) } else { None };
+            let until = [deadline.at(), slice].into_iter().flatten().min();
             let (spot, empty) = source.spot();
-            futex::wait(spot, empty, bell, rung, deadline.at());
+            futex::wait(spot, empty, bell, rung, until);
         }
         let (patience, sleeper) = source.waiter();
         sleeper.get_up();

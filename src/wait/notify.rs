@@ -8,7 +8,7 @@ use crate::sys::futex::{self, Spot};
 use crate::sys::words::{OwnWords, PeerWords};
 use std::sync::Arc;
 
-/// Not 0 while its writer sleeps: how.
+/// Not 0 while its writer sleeps: how, in the low byte; above it, how often it has gone to sleep that way.
 const SLEEPS: usize = 0;
 /// One more than the CPU its writer last waited on.
 const CPU: usize = 1;
@@ -18,6 +18,22 @@ const LEAVES_FENCE: usize = 2;
 const AWAKE: u64 = 0;
 /// Asleep in a futex. Other values are kept for other ways to sleep; a notifier answers those it knows.
 const IN_FUTEX: u64 = 1;
+/// Waits for the doorbell, together with much else. Each generation is rung for once.
+const AT_DOOR: u64 = 2;
+const HOW: u64 = 0xFF;
+const GENERATION: u32 = 8;
+
+/// How a notifier found the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Roused {
+    /// It looks by itself, or has been told already.
+    Awake,
+    /// In a futex, and was woken.
+    Asleep,
+    /// It wants to be rung for, which is up to whoever knows where.
+    AtDoor,
+}
 
 /// The waiting half of an end.
 pub(crate) struct Sleeper {
@@ -31,6 +47,8 @@ pub(crate) struct Sleeper {
     whereabouts: usize,
     /// What `CPU` says now.
     cpu: u64,
+    /// How often it has waited for the doorbell.
+    generation: u64,
 }
 
 impl Sleeper {
@@ -41,12 +59,24 @@ impl Sleeper {
         theirs: usize,
         whereabouts: usize,
     ) -> Self {
-        Self { own, peer, line, theirs, whereabouts, cpu: 0 }
+        Self { own, peer, line, theirs, whereabouts, cpu: 0, generation: 0 }
     }
 
     /// Says that this end is about to sleep, so that whoever publishes work from here on wakes it.
     pub(super) fn lie_down(&self) {
-        self.own.store(self.line + SLEEPS, IN_FUTEX);
+        self.say(IN_FUTEX);
+    }
+
+    /// Says that this end waits for the doorbell: whoever publishes work from here on rings, once. To be followed by
+    /// a look, which sees what was published before.
+    pub(crate) fn go_to_door(&mut self) {
+        // Wraps after more waits than anyone lives through.
+        self.generation = (self.generation + 1) << GENERATION >> GENERATION;
+        self.say(AT_DOOR | self.generation << GENERATION);
+    }
+
+    fn say(&self, how: u64) {
+        self.own.store(self.line + SLEEPS, how);
         Fence::own_half();
         // Acquired: a notifier that fences again may have published without a fence before it said so, and then the
         // look that follows sees that.
@@ -55,7 +85,7 @@ impl Sleeper {
         }
     }
 
-    pub(super) fn get_up(&self) {
+    pub(crate) fn get_up(&self) {
         self.own.store(self.line + SLEEPS, AWAKE);
     }
 
@@ -81,6 +111,8 @@ pub(crate) struct Notifier {
     fences: bool,
     /// Publications since the other was last found asleep.
     quiet: u32,
+    /// The last wait for the doorbell that was answered, as the other said it.
+    answered: u64,
 }
 
 /// So many publications without a sleeper, and the fence is left to whoever sleeps next.
@@ -88,22 +120,41 @@ const QUIET: u32 = 64;
 
 impl Notifier {
     pub(crate) fn new(own: Arc<OwnWords>, line: usize, peer: Arc<PeerWords>, theirs: usize, fence: Fence) -> Self {
-        Self { own, peer, line, theirs, fence, fences: true, quiet: 0 }
+        Self { own, peer, line, theirs, fence, fences: true, quiet: 0, answered: AWAKE }
     }
 
-    /// To be called after publishing. Wakes the other side if it sleeps; tells whether it did.
+    /// To be called after publishing. Wakes the other side if it sleeps in a futex; tells how it was found.
     #[inline]
-    pub(crate) fn notify<'a>(&mut self, spot: impl FnOnce() -> Spot<'a>) -> bool {
+    pub(crate) fn notify<'a>(&mut self, spot: impl FnOnce() -> Spot<'a>) -> Roused {
         Fence::publishers_half(self.fences);
-        // A value this version does not know is the peer's loss: it asked for a wake nobody can give.
-        let asleep = self.peer.peek(self.theirs + SLEEPS) == IN_FUTEX;
-        if asleep || self.fences {
-            self.settle_fence(asleep);
+        let says = self.peer.peek(self.theirs + SLEEPS);
+        if says != AWAKE {
+            return self.rouse(says, spot());
         }
-        if asleep {
-            futex::wake(spot());
+        if self.fences {
+            self.settle_fence(false);
         }
-        asleep
+        Roused::Awake
+    }
+
+    #[cold]
+    fn rouse(&mut self, says: u64, spot: Spot<'_>) -> Roused {
+        let roused = match says & HOW {
+            IN_FUTEX => Roused::Asleep,
+            AT_DOOR if says != self.answered => Roused::AtDoor,
+            // Rung for already. Or a value this version does not know, which is the peer's loss: it asked for a wake
+            // nobody can give.
+            _ => Roused::Awake,
+        };
+        if roused != Roused::Awake || self.fences {
+            self.settle_fence(roused != Roused::Awake);
+        }
+        match roused {
+            Roused::Asleep => futex::wake(spot),
+            Roused::AtDoor => self.answered = says,
+            Roused::Awake => {}
+        }
+        roused
     }
 
     /// The fence is paid by whoever meets it less often: a sleeper's is dear, but a busy ring sees none.

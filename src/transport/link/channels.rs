@@ -8,7 +8,7 @@ use crate::shm::handle::WORD;
 use crate::shm::view::View;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
-use crate::transport::control::{AreaAt, Control};
+use crate::transport::control::{AreaAt, Control, Knock};
 use crate::transport::inbox::Inbox;
 use crate::transport::news::News;
 use crate::transport::port::Port;
@@ -95,6 +95,13 @@ impl Core {
             self.empty(inbox);
         }
         Ok(())
+    }
+
+    /// The peer rings for a channel: perhaps one that is closed by now, or that nobody listens to.
+    pub(super) fn rung(&self, number: u32, knock: Knock) {
+        if let Some(port) = self.port_of(number) {
+            port.door.tell(knock);
+        }
     }
 
     /// Notes what the peer says about a channel, whether it has a port yet or not.

@@ -1,0 +1,141 @@
+//! Who reads a link's socket and looks after it: the watcher's thread, unless a loop of the application's own has taken it
+//! over. Either may hand it to the other at any time; reading is one at a time, so frames keep their order.
+
+use super::Core;
+use crate::transport::control::{Control, Knock};
+use crate::transport::port::Port;
+use crate::transport::watch;
+use nix::errno::Errno;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A loop that keeps a link in the watcher's place. Told things in whatever thread they happen; must not wait, nor call
+/// back into the link. It calls [`Core::on_readable`] and [`Core::tick`], and holds the core until it was told that there
+/// are no users and the socket is at its end.
+pub(crate) trait Keeper: Send + Sync {
+    /// There is work for later: tick until nothing is left.
+    fn on_arm(&self);
+
+    /// The session has ended.
+    fn on_end(&self);
+
+    /// The peer opened a channel, or answered.
+    fn on_channels(&self);
+
+    /// This side has no users any more.
+    fn on_unused(&self);
+}
+
+pub(super) struct Keeping {
+    /// None: the watcher.
+    pub(super) keeper: Option<Arc<dyn Keeper>>,
+    unused: bool,
+}
+
+impl Keeping {
+    pub(super) fn of(keeper: Option<Arc<dyn Keeper>>) -> Self {
+        Self { keeper, unused: false }
+    }
+}
+
+impl Core {
+    /// Hands the link to a keeper, or to the watcher. A keeper has to tick it at first, whatever it was told.
+    ///
+    /// # Errors
+    /// There is another keeper (`AlreadyExists`), or no watcher and none can be started; all is as before then.
+    pub(crate) fn keep(self: &Arc<Self>, by: Option<Arc<dyn Keeper>>) -> io::Result<()> {
+        let mut keeping = self.keeping.lock();
+        match (&keeping.keeper, &by) {
+            (Some(_), Some(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (None, Some(_)) => watch::release(self),
+            (Some(_), None) => {
+                watch::add(self, keeping.unused)?;
+                watch::arm(self.token);
+            }
+            (None, None) => {}
+        }
+        // Whoever armed the old one, or will, has queued the work before: the new one's first tick finds it.
+        self.armed.store(true, Ordering::Release);
+        self.kept.store(by.is_some(), Ordering::Relaxed);
+        keeping.keeper = by;
+        Ok(())
+    }
+
+    /// Whether a keeper other than the watcher has it.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn keeper(&self) -> Option<Arc<dyn Keeper>> {
+        self.keeping.lock().keeper.clone()
+    }
+
+    pub(super) fn arm_keeper(&self) {
+        match self.keeper() {
+            None => watch::arm(self.token),
+            Some(keeper) => keeper.on_arm(),
+        }
+    }
+
+    /// The users of this side are gone; whoever keeps the link does so until the peer needs nothing of it any more.
+    pub(super) fn linger(self: &Arc<Self>) {
+        let mut keeping = self.keeping.lock();
+        keeping.unused = true;
+        match &keeping.keeper {
+            None => watch::linger(self),
+            Some(keeper) => keeper.on_unused(),
+        }
+        drop(keeping);
+        // The peer learns that nothing of its own is read here any more.
+        self.stop_sending();
+    }
+
+    /// What is known about channels has changed.
+    pub(crate) fn channels_changed(&self) {
+        if let Some(keeper) = self.keeper() {
+            keeper.on_channels();
+        }
+    }
+
+    /// For whoever is about to sleep in a call: where a loop keeps the link, that loop may be waiting for this very call, so
+    /// the caller does its work. True if so.
+    pub(crate) fn attend(&self) -> bool {
+        let kept = self.is_kept() && !self.is_forked();
+        if kept {
+            self.on_readable();
+            if self.armed.load(Ordering::Relaxed) {
+                self.tick();
+            }
+        }
+        kept
+    }
+
+    /// Rings at the peer's door for a channel: at once, or when the socket has room.
+    pub(in crate::transport) fn ring(&self, port: &Port, knock: Knock) {
+        if !self.try_ring(port.number(), knock) {
+            port.ring_later(knock);
+        }
+    }
+
+    /// Rings for what is due; true if nothing is left.
+    pub(super) fn ring_due(&self, port: &Port) -> bool {
+        let due = port.door.take_due();
+        let rung = due == Knock::NONE || self.try_ring(port.number(), due);
+        if !rung {
+            port.ring_later(due);
+        }
+        rung
+    }
+
+    /// Not queued: there may be as many as there are channels, and a peer that is stopped reads none of them.
+    fn try_ring(&self, number: u32, knock: Knock) -> bool {
+        let mut outgoing = self.outgoing.lock();
+        if outgoing.said_goodbye {
+            return true;
+        }
+        let sends = self.flush(&mut outgoing);
+        let doorbell = Control::Doorbell { number, knock }.to_bytes();
+        sends && !matches!(self.parts.socket.send(&doorbell, &[]), Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM))
+    }
+}
