@@ -4,6 +4,8 @@
 
 mod conversation;
 mod error;
+#[cfg(feature = "tokio")]
+mod polled;
 mod receiver;
 mod replies;
 mod routes;
@@ -15,6 +17,8 @@ mod tests;
 mod waiter;
 
 pub use error::{DrainError, ExpectError, RecvError, RequestError, SendError};
+#[cfg(feature = "tokio")]
+pub(crate) use polled::{Polled, SendAs, Waiting};
 pub use receiver::{Expected, Receiver};
 pub use replies::Replies;
 pub use sender::Sender;

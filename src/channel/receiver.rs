@@ -93,6 +93,11 @@ impl<T: Schema> Receiver<T> {
         self.shared.side.port().name()
     }
 
+    #[cfg(feature = "tokio")]
+    pub(super) fn shared(&self) -> &Arc<Shared<T>> {
+        &self.shared
+    }
+
     fn recv_by(&mut self, mut deadline: Deadline) -> Result<Received<T>, RecvError> {
         let found = self.shared.wait_at(Place::Receiver, &mut deadline);
         self.shared.received(found, PeerFinished::InOrder)

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 /// See the module's own words.
 pub(super) struct Shared<T: Schema> {
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     /// The sending role is free again.
     lane_back: Condvar,
     pub(super) side: Side<T>,
@@ -30,8 +30,8 @@ pub(super) struct Shared<T: Schema> {
     wait: Wait,
 }
 
-struct State {
-    routes: Routes<Kept>,
+pub(super) struct State {
+    pub(super) routes: Routes<Kept>,
     /// Gone while somebody waits for room.
     lane: Option<Lane>,
     /// This side sends no more.
@@ -41,11 +41,11 @@ struct State {
     /// Why nothing more comes.
     end: Option<End>,
     /// Those who sleep until they are signalled.
-    waiting: Vec<(Place, Arc<Waiter>)>,
+    pub(super) waiting: Vec<(Place, Arc<Waiter>)>,
 }
 
 #[derive(Clone)]
-enum End {
+pub(super) enum End {
     Finished,
     Ended(EndedError),
 }
@@ -252,7 +252,7 @@ impl<T: Schema> Shared<T> {
         outcome
     }
 
-    fn take(&self, state: &mut State, place: Place) -> Taken<Kept> {
+    pub(super) fn take(&self, state: &mut State, place: Place) -> Taken<Kept> {
         let was_full = state.routes.is_full();
         let taken = state.routes.take(place);
         self.made_room(state, was_full);
@@ -267,7 +267,7 @@ impl<T: Schema> Shared<T> {
     }
 
     /// Whether nothing more comes, and why. Where the peer has finished, this side can still end the session.
-    fn end(&self, state: &mut State) -> Option<End> {
+    pub(super) fn end(&self, state: &mut State) -> Option<End> {
         if matches!(state.end, Some(End::Finished)) && self.side.port().is_over() {
             state.end = None;
         }
@@ -299,7 +299,7 @@ impl<T: Schema> Shared<T> {
     }
 
     /// Takes in what is there already; false if there is nothing.
-    fn take_in(&self, state: &mut State) -> bool {
+    pub(super) fn take_in(&self, state: &mut State) -> bool {
         if !self.may_take(state) {
             return state.end.is_some();
         }
@@ -405,7 +405,7 @@ impl<T: Schema> Shared<T> {
         more
     }
 
-    fn must_be_ours(&self) -> Result<(), EndedError> {
+    pub(super) fn must_be_ours(&self) -> Result<(), EndedError> {
         let port = self.side.port();
         if port.core().is_forked() { Err(port.error()) } else { Ok(()) }
     }
@@ -450,7 +450,7 @@ fn wake(state: &State, place: Place) {
 
 /// Whoever leaves sees to it that one of those who stay takes the receiving role, unless it is taken. One who is woken
 /// for it and leaves instead does the same.
-fn pass_on(state: &State) {
+pub(super) fn pass_on(state: &State) {
     if !state.led
         && let Some((_, waiter)) = state.waiting.first()
     {

@@ -1,8 +1,9 @@
-//! How the threads of a split channel wait for each other. Knows no messages.
+//! How the threads and tasks of a split channel wait for each other. Knows no messages.
 
 use crate::wait::Deadline;
 use parking_lot::{Condvar, MutexGuard};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
 
 /// Sleeps until notified; may wake early. False once the deadline has passed.
 pub(super) fn sleep<S>(condvar: &Condvar, state: &mut MutexGuard<'_, S>, deadline: &mut Deadline) -> bool {
@@ -20,14 +21,22 @@ pub(super) fn sleep<S>(condvar: &Condvar, state: &mut MutexGuard<'_, S>, deadlin
 pub(super) struct Waiter {
     signalled: AtomicBool,
     condvar: Condvar,
+    /// A task, which does not sleep.
+    task: Option<Waker>,
 }
 
 impl Waiter {
+    #[cfg(feature = "tokio")]
+    pub(super) fn of_task(task: &Waker) -> Self {
+        Self { task: Some(task.clone()), ..Self::default() }
+    }
+
     /// Called under the lock.
     pub(super) fn signal(&self) {
         // Partner: `spin`; sleepers look under the lock.
         self.signalled.store(true, Ordering::Release);
         self.condvar.notify_one();
+        self.task.iter().for_each(Waker::wake_by_ref);
     }
 
     pub(super) fn sleep<S>(&self, state: &mut MutexGuard<'_, S>, deadline: &mut Deadline) -> bool {

@@ -84,7 +84,7 @@ fn oblige(mut channel: Channel<hello::Owned>, session: &Session, gate: &Gate) {
     loop {
         let received = match channel.recv() {
             Ok(received) => received,
-            Err(RecvError::Ended(_)) => return,
+            Err(RecvError::Ended(_) | RecvError::Finished) => return,
             Err(other) => panic!("{other}"),
         };
         heard += 1;
