@@ -1,25 +1,22 @@
 //! The server's side of meeting: a name, a socket, and one client after another let in or refused.
 
 use super::app::ServerApp;
-use super::desk::{Asked, Half, Opened, Side};
 use super::error::{AcceptError, BindError};
-use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, Policy, Refused, Terms, VERSION};
+use super::login::{CHANNELS_MAX, FRAME};
 use super::rundir::RunDir;
 use super::session::Session;
-use crate::message::{Builder, Schema, Trust};
+use super::welcome::{Admission, turn_away};
+use crate::message::{Builder, Schema};
 use crate::shm::arena::Arena;
-use crate::shm::view::{View, ViewError};
 use crate::sys::fork;
 use crate::sys::lockfile::LockFile;
-use crate::sys::seqpacket::{Credentials, Listener, Packet, SeqPacket, poll_readable};
-use crate::transport::link::{LinkParts, cut_area, view_area};
+use crate::sys::seqpacket::{Credentials, Listener, SeqPacket, poll_readable};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::Mutex;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -31,8 +28,8 @@ impl ServerApp {
     /// # Errors
     /// [`BindError`]; nothing is left of the attempt then.
     pub fn bind(self) -> Result<SessionServer, BindError> {
-        if let Some(bad) = self.options.bad_name(&[&self.name]) {
-            return Err(BindError::BadName(bad.to_owned()));
+        if let Some(bad) = self.bad_name() {
+            return Err(BindError::BadName(bad));
         }
         if self.options.opens.len() > CHANNELS_MAX {
             return Err(BindError::TooManyChannels);
@@ -40,13 +37,13 @@ impl ServerApp {
         let own = Credentials::own().uid;
         let others = self.allow.iter().any(|allowed| allowed.uid != own);
         let dir = RunDir::make(self.run_dir.as_deref(), own, others)?;
-        let lock_name = format!("{}.lock", self.name);
+        let lock_name = format!("{}.lock", self.place_name());
         let lock = LockFile::acquire(dir.fd.as_fd(), &lock_name).map_err(io::Error::from)?;
         let lock = lock.ok_or_else(|| BindError::AddrInUse { path: dir.shown(&lock_name) })?;
         let place = Place { socket_name: self.socket_name(), dir, lock };
         // The lock says that whoever made it is dead.
         place.remove_socket().map_err(io::Error::from)?;
-        let arena = self.options.make_arena(false)?;
+        let arena = self.arena(false)?;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(io::Error::from)?;
         let listener = Listener::bind(&place.dir.reached(&place.socket_name), others).map_err(io::Error::from)?;
         tracing::info!(app = self.name, "listening at {}", place.dir.shown(&place.socket_name).display());
@@ -126,14 +123,30 @@ impl Drop for Place {
 #[derive(Debug)]
 struct Waiting {
     socket: SeqPacket,
+    peer: Credentials,
+    crowd: Crowd,
     until: Instant,
+}
+
+/// Who shares places to wait in: each user of the allow-list has its own, so that nobody's silence keeps another out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Crowd {
+    User(u32),
+    /// Everybody else.
+    Strangers,
+}
+
+/// The crowd, if any, of which one more waits than may. In order of arrival, only the last can have made one.
+fn crowded(waiting: &[Waiting]) -> Option<Crowd> {
+    let last = waiting.last()?.crowd;
+    (waiting.iter().filter(|client| client.crowd == last).count() > PLACES).then_some(last)
 }
 
 /// How long a client may take over its first words.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Clients that may be connected without having logged in; more wait in the kernel's queue.
-const WAITING_MAX: usize = 64;
+/// Clients of one crowd that may be connected without having logged in.
+const PLACES: usize = 16;
 
 /// How long to leave the listener alone when no descriptor is to be had.
 const BREATHER: Duration = Duration::from_millis(50);
@@ -198,13 +211,19 @@ impl SessionServer {
             let breather = self.let_in(&mut waiting)?;
             let now = Instant::now();
             if let Some(index) = waiting.iter().position(|client| client.until <= now) {
-                waiting.swap_remove(index);
+                waiting.remove(index);
                 return Err(AcceptError::LoginTimedOut);
             }
+            let crowd = crowded(&waiting);
             let first_out = waiting.iter().map(|client| client.until).min();
-            let wake_at = [deadline, first_out, breather.then(|| now + BREATHER)].into_iter().flatten().min();
-            let listens = !breather && waiting.len() < WAITING_MAX;
-            let Some(index) = self.poll(&waiting, listens, wake_at)? else {
+            let wake_at = [deadline, first_out, breather.then(|| now + BREATHER), crowd.map(|_| now)];
+            let wake_at = wake_at.into_iter().flatten().min();
+            let Some(index) = self.poll(&waiting, !breather && crowd.is_none(), wake_at)? else {
+                // Nobody has said anything, and one of too many has to go: whoever had the most time to.
+                if let Some(index) = waiting.iter().position(|client| Some(client.crowd) == crowd) {
+                    turn_away(&waiting.remove(index).socket);
+                    return Err(AcceptError::LoginCrowdedOut);
+                }
                 if deadline.is_some_and(|at| Instant::now() >= at) {
                     return Err(AcceptError::TimedOut);
                 }
@@ -212,20 +231,30 @@ impl SessionServer {
             };
             // One more byte than a frame, so that a longer one shows.
             let mut frame = [0; FRAME + 1];
-            let client = waiting.swap_remove(index);
+            let client = waiting.remove(index);
             match client.socket.recv(&mut frame) {
-                Ok(None) => waiting.push(client),
-                Ok(Some(packet)) => return self.log_in(client.socket, &frame, packet),
+                Ok(None) => waiting.insert(index, client),
+                Ok(Some(packet)) => {
+                    // Other threads may let others in meanwhile.
+                    drop(waiting);
+                    return self.app.log_in(client.socket, Admission::Listed(client.peer), &frame, packet);
+                }
                 Err(errno) => return Err(io::Error::from(errno).into()),
             }
         }
     }
 
-    /// Takes who has connected from the kernel's queue; true if there were no descriptors for all of them.
+    /// Takes who has connected from the kernel's queue, until one of them is one too many; true if there were no
+    /// descriptors for all of them.
     fn let_in(&self, waiting: &mut Vec<Waiting>) -> Result<bool, AcceptError> {
-        while waiting.len() < WAITING_MAX {
+        while crowded(waiting).is_none() {
             match self.listener.accept() {
-                Ok(Some(socket)) => waiting.push(Waiting { socket, until: Instant::now() + LOGIN_TIMEOUT }),
+                Ok(Some(socket)) => {
+                    let peer = socket.peer().map_err(io::Error::from)?;
+                    let listed = self.app.allow.iter().any(|allowed| allowed.uid == peer.uid);
+                    let crowd = if listed { Crowd::User(peer.uid) } else { Crowd::Strangers };
+                    waiting.push(Waiting { socket, peer, crowd, until: Instant::now() + LOGIN_TIMEOUT });
+                }
                 Ok(None) => return Ok(false),
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
                     tracing::warn!("no descriptors for another client: waiting");
@@ -246,104 +275,5 @@ impl SessionServer {
         }
         let ready = poll_readable(&fds, until)?;
         Ok(ready.iter().take(waiting.len()).position(|&ready| ready))
-    }
-
-    fn log_in(&self, socket: SeqPacket, frame: &[u8], packet: Packet) -> Result<Session, AcceptError> {
-        if packet.len == 0 {
-            return Err(AcceptError::Disconnected);
-        }
-        if packet.truncated && packet.len <= FRAME {
-            // Its descriptor found no room in this process.
-            return Err(refuse(&socket, Refused::Busy, None));
-        }
-        let peer = socket.peer().map_err(io::Error::from)?;
-        let said = frame.get(..packet.len).unwrap_or(frame);
-        let hello = match Hello::from_bytes(said)? {
-            Ok(hello) => hello,
-            Err(theirs) => {
-                let hello = Hello::of_version(theirs);
-                return Err(refuse(&socket, Refused::Incompatible(VERSION), Some((&hello, peer))));
-            }
-        };
-        let policy = Policy {
-            server: &self.app.name,
-            allow: &self.app.allow,
-            serves: &self.app.options.serves,
-            channels_max: self.app.options.channels_max,
-        };
-        let no = |refused| refuse(&socket, refused, Some((&hello, peer)));
-        let trust = policy.judge(&hello, peer.uid, peer.gid).map_err(no)?.trust;
-        let mut fds = packet.fds.into_iter();
-        let (Some(memory), None) = (fds.next(), fds.next()) else {
-            return Err(no(Refused::Memory));
-        };
-        let Terms { arena, arena_bytes, .. } = hello.terms;
-        let view = match View::map(memory, arena, arena_bytes, self.app.options.peer_arena_max) {
-            Ok(view) => view,
-            Err(ViewError::Bad(bad)) => {
-                tracing::warn!(client = hello.client, pid = peer.pid, "memory refused: {bad}");
-                return Err(no(Refused::Memory));
-            }
-            Err(error) => {
-                no(Refused::Busy);
-                return Err(error.into());
-            }
-        };
-        self.begin(socket, peer, &hello, view, trust)
-    }
-
-    fn begin(
-        &self,
-        socket: SeqPacket,
-        peer: Credentials,
-        hello: &Hello,
-        view: Arc<View>,
-        trust: Trust,
-    ) -> Result<Session, AcceptError> {
-        let options = &self.app.options;
-        let foreign = peer.uid != Credentials::own().uid;
-        let arena = if foreign { options.make_arena(true)? } else { self.arena.clone() };
-        let (mut opened, mut areas, mut opens) = (Opened::default(), Vec::new(), Vec::new());
-        for (number, (spec, at)) in Side::Client.login_numbers().zip(&hello.channels) {
-            let theirs = view_area(&view, *at)?;
-            let (own, at) = cut_area(&arena, options.slots)?;
-            areas.push(at);
-            opened.incoming.push(Half { number, spec: spec.clone(), own, peer: theirs });
-        }
-        for (number, spec) in Side::Server.login_numbers().zip(&options.opens) {
-            let (own, at) = cut_area(&arena, options.slots)?;
-            opens.push((spec.clone(), at));
-            opened.asked.push((Asked { number, spec: spec.clone(), own }, None));
-        }
-        let terms = Terms::of(&arena);
-        let memory = arena.read_only_fd()?;
-        let welcome = Answer::Welcome { terms, areas, opens }.to_bytes();
-        match socket.send(&welcome, &[memory.as_fd()]) {
-            Ok(()) => {}
-            Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(AcceptError::Disconnected),
-            Err(errno) => return Err(io::Error::from(errno).into()),
-        }
-        let parts = LinkParts {
-            socket,
-            peer_name: hello.client.clone(),
-            peer,
-            arena,
-            quota: options.loan_quota,
-            fence: terms.fence(hello.terms),
-        };
-        tracing::info!(app = self.app.name, client = parts.peer_name, pid = peer.pid, uid = peer.uid, "session");
-        Ok(Session::begin(Side::Server, parts, view, options, trust, opened)?)
-    }
-}
-
-/// Tells a client why not, and says it to this side's own application.
-fn refuse(socket: &SeqPacket, refused: Refused, whom: Option<(&Hello, Credentials)>) -> AcceptError {
-    let _ = socket.send(&Answer::Refused(refused).to_bytes(), &[]);
-    match whom {
-        Some((hello, peer)) => {
-            tracing::warn!(client = hello.client, pid = peer.pid, uid = peer.uid, "refused: {refused:?}");
-            refused.explain(hello, peer.uid, peer.gid, true).into()
-        }
-        None => super::error::LoginError::Busy.into(),
     }
 }

@@ -27,7 +27,7 @@ fn message(arena: &Arena, segments: &[u32]) -> Arc<Frozen> {
 }
 
 fn loans(loans: usize, bytes: u64) -> Loans {
-    Loans::new(LoanQuota { loans, bytes })
+    Loans::new(LoanQuota { loans, bytes }, None)
 }
 
 #[test]

@@ -3,13 +3,14 @@
 
 mod channels;
 
-pub(crate) use channels::{cut_area, view_area};
+pub(crate) use channels::{CutProblem, cut_area, view_area};
 
-use super::control::{Control, FRAME, RETURNS_PER_FRAME};
+use super::control::{AreaAt, Control, FRAME, RETURNS_PER_FRAME};
 use super::ended::{Ended, Farewell};
 use super::inbox::Inbox;
 use super::port::Port;
 use super::watch;
+use crate::shm::account::{Account, Counted};
 use crate::shm::arena::Arena;
 use crate::shm::handle::Handle;
 use crate::shm::loans::{LoanQuota, Loans};
@@ -32,9 +33,21 @@ pub(crate) struct LinkParts {
     pub(crate) socket: SeqPacket,
     pub(crate) peer_name: String,
     pub(crate) peer: Credentials,
+    pub(crate) meeting: Meeting,
     pub(crate) arena: Arena,
     pub(crate) quota: LoanQuota,
+    /// Of the peer's user, if that has a quota; and this session's place in it.
+    pub(crate) account: Option<(Arc<Account>, Counted)>,
     pub(crate) fence: Fence,
+}
+
+/// How the two came to have a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meeting {
+    /// One connected to where the other listened: the socket itself knows who they are.
+    ByName,
+    /// Somebody made a pair of sockets and gave each one: the socket knows only who made it.
+    Given,
 }
 
 /// What the floor above does with frames about channels.
@@ -331,6 +344,10 @@ impl Core {
         self.parts.peer
     }
 
+    pub(crate) fn meeting(&self) -> Meeting {
+        self.parts.meeting
+    }
+
     pub(crate) fn arena(&self) -> &Arena {
         &self.parts.arena
     }
@@ -338,6 +355,11 @@ impl Core {
     /// The peer's arena; `None` once nobody here reads it any more.
     pub(crate) fn view(&self) -> Option<Arc<View>> {
         self.view.upgrade()
+    }
+
+    /// Cuts the memory for this side's half of another channel.
+    pub(crate) fn cut_area(&self, slots: u32) -> Result<(Arc<OwnWords>, AreaAt), CutProblem> {
+        cut_area(self.arena(), slots, self.loans.account())
     }
 
     pub(crate) fn loans(&self) -> &Loans {
@@ -382,7 +404,7 @@ impl Link {
         clerk: Box<dyn Clerk>,
     ) -> std::io::Result<Self> {
         let channels = channels.into_iter().map(|(number, area)| (number, Entry::new(area))).collect();
-        let loans = Loans::new(parts.quota);
+        let loans = Loans::new(parts.quota, parts.account.as_ref().map(|(account, _)| account.clone()));
         let core = Arc::new(Core {
             parts,
             view: Arc::downgrade(&view),
