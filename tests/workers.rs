@@ -214,6 +214,11 @@ fn bad_sockets() {
         let refused = app().accept_over(bad(), Trust::snapshot(), PATIENCE);
         assert!(matches!(refused, Err(AcceptError::Io(_))), "{refused:?}");
     }
+    let named = app().opens::<hello::Owned>("a/b").accept_over(pair().0, Trust::snapshot(), PATIENCE);
+    assert!(matches!(named, Err(AcceptError::BadName(_))), "{named:?}");
+    let many = (0..9).fold(app(), |app, _| app.opens::<hello::Owned>("jobs"));
+    let many = many.spawn(&mut Command::new("/nowhere"), Trust::snapshot(), PATIENCE);
+    assert!(matches!(many, Err(AcceptError::Refused(strait::LoginError::TooManyChannels))), "{many:?}");
 }
 
 /// Sent before anybody asked the kernel for it.

@@ -211,6 +211,9 @@ pub enum AcceptError {
     /// A client was refused.
     #[error("refused a client: {0}")]
     Refused(#[from] LoginError),
+    /// Over a socket that was given: the name of this app, or of one of its channels, cannot be one.
+    #[error("`{0}` cannot be a name: 1 to 64 out of A-Z a-z 0-9 . _ -, the first no dot")]
+    BadName(String),
     /// A client connected and did not log in in time.
     #[error("a client did not log in in time")]
     LoginTimedOut,

@@ -426,7 +426,11 @@ impl Session {
             Refusal::OtherSchema(theirs) => ChannelError::WrongSchema { channel, ours, theirs },
             Refusal::TooMany => ChannelError::TooMany,
             Refusal::NoMemory => ChannelError::NoMemory,
-            Refusal::Closed => ChannelError::Ended { peer: self.peer_name().to_owned(), cause: Ended::PeerClosed },
+            Refusal::Closed => {
+                // Its goodbye is on its way: everyone here is to say the same from now on.
+                self.core().end(Ended::PeerClosed);
+                self.ended()
+            }
             Refusal::Rejected(reason) => ChannelError::Rejected { channel, reason },
         }
     }

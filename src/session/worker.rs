@@ -1,8 +1,8 @@
 //! Meeting without a name: a session over a socket that both sides were given, as a worker is by whoever starts it.
 
 use super::app::{ClientApp, ServerApp};
-use super::error::{AcceptError, ConnectError};
-use super::login::FRAME;
+use super::error::{AcceptError, ConnectError, LoginError};
+use super::login::{CHANNELS_MAX, FRAME};
 use super::session::Session;
 use super::welcome::Admission;
 use crate::message::Trust;
@@ -25,8 +25,17 @@ impl ServerApp {
     /// # Errors
     /// [`AcceptError`]; the socket is closed then.
     pub fn accept_over(&self, socket: OwnedFd, trust: Trust, timeout: Duration) -> Result<Session, AcceptError> {
+        self.check()?;
         let socket = SeqPacket::connected(socket).map_err(io::Error::from)?;
         self.accept_client(socket, trust, timeout)
+    }
+
+    /// What `bind` checks for those that do not need it.
+    fn check(&self) -> Result<(), AcceptError> {
+        if self.options.opens.len() > CHANNELS_MAX {
+            return Err(LoginError::TooManyChannels.into());
+        }
+        self.bad_name().map_or(Ok(()), |bad| Err(AcceptError::BadName(bad)))
     }
 
     fn accept_client(&self, socket: SeqPacket, trust: Trust, timeout: Duration) -> Result<Session, AcceptError> {
@@ -75,6 +84,7 @@ impl ServerApp {
         trust: Trust,
         timeout: Duration,
     ) -> Result<(Child, Session), AcceptError> {
+        self.check()?;
         let (ours, theirs) = SeqPacket::pair().map_err(io::Error::from)?;
         let spawned = command.stdin(Stdio::from(theirs)).spawn();
         // The command keeps its copy of the worker's end, which would hide the worker's death.
