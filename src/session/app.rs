@@ -10,8 +10,9 @@ use crate::transport::control::NAME_MAX;
 use crate::wait::Wait;
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZero;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 /// A client app: what it is called, what it opens, and how far it believes the server it connects to.
@@ -144,6 +145,13 @@ impl Options {
         own.iter().copied().chain(channels).find(|name| !is_name(name))
     }
 
+    /// How long to look for what is due in a log-in before going to sleep for it.
+    pub(super) fn login_look(&self) -> Duration {
+        static CPUS: OnceLock<usize> = OnceLock::new();
+        let cpus = *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get));
+        if self.wait == Wait::Park || cpus == 1 { Duration::ZERO } else { LOGIN_LOOK }
+    }
+
     /// The arena that is shared already, or else a new one that is from now on.
     fn share_arena(&self, shared: &mut WeakArena) -> io::Result<Arena> {
         if let Some(arena) = shared.upgrade() {
@@ -166,6 +174,9 @@ impl Options {
         })
     }
 }
+
+/// About as long as it takes to wake somebody.
+const LOGIN_LOOK: Duration = Duration::from_micros(50);
 
 const FOREIGN_BYTES: usize = 1 << 30;
 const FOREIGN_QUOTA: usize = 256 << 20;

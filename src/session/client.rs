@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl ClientApp {
     /// Connects to a server app and logs in, within the app's [`timeout`](Self::timeout).
@@ -54,7 +54,7 @@ impl ClientApp {
         }
         .map_err(gone)?;
         drop(memory);
-        let (answer, fd, sender) = await_answer(&socket, halves.len(), deadline)?;
+        let (answer, fd, sender) = await_answer(&socket, halves.len(), self.options.login_look(), deadline)?;
         let (peer, meeting) = match known {
             Some(peer) => (peer, Meeting::ByName),
             None => {
@@ -144,12 +144,13 @@ impl ClientApp {
 fn await_answer(
     socket: &SeqPacket,
     channels: usize,
+    look: Duration,
     deadline: Option<Instant>,
 ) -> Result<(Answer, Option<NoForkFd>, Option<Credentials>), ConnectError> {
     // One more byte than a frame, so that a longer one shows.
     let mut frame = [0; FRAME + 1];
     loop {
-        if let Some(packet) = socket.recv(&mut frame).map_err(gone)? {
+        if let Some(packet) = socket.recv_soon(&mut frame, look).map_err(gone)? {
             if packet.len == 0 {
                 return Err(ConnectError::Disconnected);
             }

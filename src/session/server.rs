@@ -126,6 +126,8 @@ struct Waiting {
     peer: Credentials,
     crowd: Crowd,
     until: Instant,
+    /// Nobody has looked yet whether it has said something.
+    new: bool,
 }
 
 /// Who shares places to wait in: each user of the allow-list has its own, so that nobody's silence keeps another out.
@@ -218,7 +220,12 @@ impl SessionServer {
             let first_out = waiting.iter().map(|client| client.until).min();
             let wake_at = [deadline, first_out, breather.then(|| now + BREATHER), crowd.map(|_| now)];
             let wake_at = wake_at.into_iter().flatten().min();
-            let Some(index) = self.poll(&waiting, !breather && crowd.is_none(), wake_at)? else {
+            // Whoever has just connected is about to speak.
+            let new = waiting
+                .iter()
+                .position(|client| client.new)
+                .map_or_else(|| self.poll(&waiting, !breather && crowd.is_none(), wake_at), |index| Ok(Some(index)));
+            let Some(index) = new? else {
                 // Nobody has said anything, and one of too many has to go: whoever had the most time to.
                 if let Some(index) = waiting.iter().position(|client| Some(client.crowd) == crowd) {
                     turn_away(&waiting.remove(index).socket);
@@ -232,8 +239,9 @@ impl SessionServer {
             // One more byte than a frame, so that a longer one shows.
             let mut frame = [0; FRAME + 1];
             let client = waiting.remove(index);
-            match client.socket.recv(&mut frame) {
-                Ok(None) => waiting.insert(index, client),
+            let look = if client.new { self.app.options.login_look() } else { Duration::ZERO };
+            match client.socket.recv_soon(&mut frame, look) {
+                Ok(None) => waiting.insert(index, Waiting { new: false, ..client }),
                 Ok(Some(packet)) => {
                     // Other threads may let others in meanwhile.
                     drop(waiting);
@@ -253,7 +261,8 @@ impl SessionServer {
                     let peer = socket.peer().map_err(io::Error::from)?;
                     let listed = self.app.allow.iter().any(|allowed| allowed.uid == peer.uid);
                     let crowd = if listed { Crowd::User(peer.uid) } else { Crowd::Strangers };
-                    waiting.push(Waiting { socket, peer, crowd, until: Instant::now() + LOGIN_TIMEOUT });
+                    let until = Instant::now() + LOGIN_TIMEOUT;
+                    waiting.push(Waiting { socket, peer, crowd, until, new: true });
                 }
                 Ok(None) => return Ok(false),
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {

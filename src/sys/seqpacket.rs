@@ -187,6 +187,19 @@ impl SeqPacket {
         Ok(Some(Packet { len, fds, sender, truncated: lost || len > room }))
     }
 
+    /// As [`recv`](Self::recv), looking again and again for a while: what is due is often there before a sleeper would have
+    /// been woken. Yielding meanwhile would be worse: with something else to run, that takes a whole time slice.
+    pub(crate) fn recv_soon(&self, buffer: &mut [u8], patience: Duration) -> nix::Result<Option<Packet>> {
+        let until = Instant::now() + patience;
+        loop {
+            let found = self.recv(buffer)?;
+            if found.is_some() || Instant::now() >= until {
+                return Ok(found);
+            }
+            (0..16).for_each(|_| std::hint::spin_loop());
+        }
+    }
+
     /// Ends this side's direction: the peer sees end-of-file once it has read what was sent.
     pub(crate) fn stop_sending(&self) {
         let _ = shutdown(self.as_fd().as_raw_fd(), Shutdown::Write);
