@@ -42,13 +42,14 @@ pub use self::{
     },
     message::{Builder, DataTooLong, FreezeError, Message, Received, Schema, Trust, data_len},
     session::{
-        AcceptError, BindError, ChannelError, ClientApp, CloseError, ConnectError, LoginError, Offer, RunDirError,
-        ServerApp, Session, SessionServer, Version,
+        AcceptError, BindError, ChannelError, ClientApp, CloseError, ConnectError, LoginError, Offer, Reconnect,
+        RunDirError, ServerApp, Session, SessionServer, Version,
     },
     shm::{
+        account::UserQuota,
         arena::{AllocError, Arena},
         blob::{Blob, BlobBuilder, BlobReader, ReceivedBlob},
-        loans::{LoanQuota, QuotaExceeded},
+        loans::{LoanQuota, QuotaExceeded, QuotaScope},
         view::ViewError,
     },
     sys::{memfd::BadMemory, misbehaved::PeerMisbehaved, seqpacket::Credentials},

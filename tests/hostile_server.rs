@@ -208,13 +208,15 @@ fn refusals() {
         (7, LoginError::TooManyChannels),
         (8, LoginError::MemoryRefused),
         (9, LoginError::Busy),
+        (10, LoginError::WrongProgram { client: tester() }),
+        (11, LoginError::TooManySessions { uid }),
     ];
     for (code, error) in errors {
         let visit = Visit::new("-");
         assert!(visit.socket.say(&Frame::login(3).u32(32, code).u64(40, 5)));
         visit.must_say_and_end(&format!("{:?}", ConnectError::Refused(error)));
     }
-    for code in [0, 10, u32::MAX] {
+    for code in [0, 12, u32::MAX] {
         let visit = Visit::new("-");
         assert!(visit.socket.say(&Frame::login(3).u32(32, code)));
         let error = ConnectError::PeerMisbehaved(PeerMisbehaved::Frame("unknown refusal"));

@@ -346,9 +346,14 @@ fn many_half_open() {
         session.close();
         let mut said: Vec<String> = (0..SILENT + 2).map(|_| peer.line()).collect();
         said.sort();
-        assert!(said[..SILENT].iter().all(|line| line == "accept: LoginTimedOut"), "{said:?}");
+        let crowded_out = said.iter().take_while(|line| *line == "accept: LoginCrowdedOut").count();
+        // 16 have places to wait in; the machine may be so busy that some had their time before the others came.
+        assert!((1..=SILENT - 15).contains(&crowded_out), "{said:?}");
+        assert!(said[crowded_out..SILENT].iter().all(|line| line == "accept: LoginTimedOut"), "{said:?}");
         assert_eq!(said[SILENT..], ["in: tester", "session: PeerClosed"]);
-        assert!(silent.iter().all(|socket| socket.rest().is_empty()));
+        let told: Vec<_> = silent.iter().map(|socket| socket.rest()).filter(|rest| !rest.is_empty()).collect();
+        assert_eq!(told.len(), crowded_out);
+        assert!(told.iter().all(|rest| (rest[0].u32_at(8), rest[0].u32_at(32)) == (3, 9)), "busy");
     });
 }
 

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Case::new("a_thousand_channels", thousand),
         Case::new("a_session_is_drained_before_it_is_closed", drained),
         Case::new("sessions_end_in_any_order", any_order),
+        Case::new("a_child_has_nothing_of_it", forked),
     ];
     common::main(&cases, &[("host", host), ("obliging", common::obliging::run)])
 }
@@ -423,6 +424,41 @@ fn any_order() {
             assert_eq!(session.accept_offer().map(drop), Err(ended(Ended::Closed)));
         });
     }
+}
+
+/// A forked child gets the same answer to everything, and changes nothing by dropping what it has.
+fn forked() {
+    with_host(2, &client().offers(2), |session, peer| {
+        peer.tell("open-with c words");
+        let mut offer = session.accept_offer().expect("an offer");
+        let words_ = text(session, "words");
+        // SAFETY: this process has one thread of its own besides the library's, whose locks are made for this; the child
+        // leaves by `_exit`.
+        match unsafe { nix::unistd::fork() }.expect("fork") {
+            nix::unistd::ForkResult::Child => {
+                let over = || ended(Ended::ForkedProcess);
+                let right = session.accept_offer().map(drop) == Err(over())
+                    && offer.metadata::<hello::Owned>().map(drop) == Err(over())
+                    && session.accept_channel_named::<hello::Owned>("c", PATIENCE).map(drop) == Err(over())
+                    && session.open_channel_with::<hello::Owned, _>("c", &words_, PATIENCE).map(drop) == Err(over())
+                    && session.close_timeout(PATIENCE).is_err()
+                    && session.peer_pidfd().is_err();
+                let accepted = offer.accept::<hello::Owned>().map(drop) == Err(over());
+                drop(words_);
+                // SAFETY: always allowed.
+                unsafe { nix::libc::_exit(i32::from(!(right && accepted))) }
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                let status = nix::sys::wait::waitpid(child, None).expect("wait");
+                assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0));
+            }
+        }
+        assert_eq!(words(&offer.metadata::<hello::Owned>().expect("readable").expect("some")), "words");
+        let mut channel: Channel<hello::Owned> = offer.accept().expect("accepted");
+        peer.must_say("opened");
+        peer.tell("tell tick");
+        assert_eq!(words(&channel.recv_timeout(PATIENCE).expect("tick")), "tick");
+    });
 }
 
 fn ended(cause: Ended) -> ChannelError {

@@ -8,7 +8,7 @@ capnp::generated_code!(mod hello_capnp);
 
 use common::apps::{Place, ask, client, open, server};
 use common::obliging;
-use common::peer::{Peer, say};
+use common::peer::{Peer, hear, say};
 use common::{AS_ROLE, Case};
 use hello_capnp::hello;
 use nix::errno::Errno;
@@ -22,6 +22,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 use strait::{BindError, ClientApp, ConnectError, LoginError, RunDirError, ServerApp, Trust};
 
 fn main() -> ExitCode {
@@ -29,13 +30,19 @@ fn main() -> ExitCode {
         Case::new("wrong_user", wrong_user),
         Case::new("wrong_group", wrong_group),
         Case::new("a_guest_is_served", guest),
+        Case::new("silent_guests_keep_nobody_else_out", silent_guests),
+        Case::new("a_worker_of_another_user", foreign_worker),
         Case::new("what_a_guest_gets_cannot_be_written", guests_memory),
         Case::new("what_a_user_passes_is_read_only", own_memory),
         Case::new("what_a_client_passes_is_sealed_against_others", clients_memory),
         Case::new("a_directory_of_somebody_else", foreign_dir),
         Case::new("a_server_of_somebody_else", wrong_server),
     ];
-    let roles: &[common::Role] = &[("doorman", doorman), ("caller", caller), ("examiner", examiner)];
+    if std::env::args().nth(1).is_some_and(|arg| arg == AS_WORKER) {
+        return worker();
+    }
+    let roles: &[common::Role] =
+        &[("doorman", doorman), ("caller", caller), ("examiner", examiner), ("silent", silent)];
     common::main(&cases, roles)
 }
 
@@ -84,6 +91,25 @@ fn examiner(args: &[String]) {
     say(format!("{:?}", open_file(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map(drop)));
 }
 
+/// Connects as often as it is told, and says nothing.
+fn silent(args: &[String]) {
+    let count: usize = args[1].parse().expect("a number");
+    let _sockets: Vec<Socket> = (0..count).map(|_| Socket::knock(Path::new(&args[0]))).collect();
+    say("connected");
+    hear();
+}
+
+const AS_WORKER: &str = "--worker";
+
+/// Not a role: its standard input is a session's socket.
+fn worker() -> ExitCode {
+    let session = client().connect_parent(&ServerApp::new("suite").uid(0)).expect("connect");
+    assert_eq!((session.peer().uid, session.peer().pid), (0, nix::unistd::getppid().as_raw()));
+    let mut channel = session.open_channel::<hello::Owned>("main", common::PATIENCE).expect("opened");
+    assert_eq!(ask(&mut channel, "echo from a worker"), "echo from a worker");
+    ExitCode::SUCCESS
+}
+
 /// Seals and modes, and what comes of a writable mapping.
 fn guards(memory: &OwnedFd) -> String {
     let seals = SealFlag::from_bits_retain(fcntl(memory, FcntlArg::F_GET_SEALS).expect("seals"));
@@ -104,12 +130,17 @@ fn guards(memory: &OwnedFd) -> String {
 
 /// Another user's process; it must be able to reach its program.
 fn as_nobody(role: &str, args: &[&str], gid: u32) -> (Peer, tempfile::TempDir) {
-    let dir = tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o755)).tempdir().expect("directory");
-    let program = dir.path().join("program");
-    std::fs::copy(std::env::current_exe().expect("own path"), &program).expect("copy");
-    let mut command = Command::new(program);
+    let dir = program();
+    let mut command = Command::new(dir.path().join("program"));
     command.arg(AS_ROLE).arg(role).args(args).current_dir("/").uid(NOBODY).gid(gid);
     (Peer::of(command), dir)
+}
+
+/// This program where anybody can reach it.
+fn program() -> tempfile::TempDir {
+    let dir = tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o755)).tempdir().expect("directory");
+    std::fs::copy(std::env::current_exe().expect("own path"), dir.path().join("program")).expect("copy");
+    dir
 }
 
 fn with_doorman(group: u32, talk: impl FnOnce(&Place, &mut Peer)) {
@@ -167,6 +198,56 @@ fn guest() {
         peer.must_say(&format!("in: guest {NOBODY} 4242 {pid}"));
         peer.must_say("session: PeerClosed");
     });
+}
+
+/// As many as nobody could wait with in one queue for all.
+fn silent_guests() {
+    with_doorman(4242, |place, peer| {
+        const SILENT: usize = 100;
+        let start = Instant::now();
+        let (mut guests, _program) = as_nobody("silent", &[place.text(), &SILENT.to_string()], 4242);
+        guests.must_say("connected");
+        let session = client().connect(&place.server()).expect("connect");
+        assert_eq!(ask(&mut open(&session), "echo in time"), "in time");
+        let mut given_up = 0;
+        loop {
+            match peer.line().as_str() {
+                "accept: LoginCrowdedOut" => given_up += 1,
+                // The machine was so busy that their time was up.
+                "accept: LoginTimedOut" if start.elapsed() >= Duration::from_secs(2) => given_up += 1,
+                line => break assert!(line.starts_with("in: tester"), "{line}"),
+            }
+        }
+        drop(session);
+        guests.tell("enough");
+        guests.finish();
+        let rest: Vec<String> = (given_up..SILENT + 1).map(|_| peer.line()).collect();
+        let expected =
+            ["accept: LoginCrowdedOut", "accept: LoginTimedOut", "accept: Disconnected", "session: PeerClosed"];
+        assert!(rest.iter().all(|line| expected.contains(&line.as_str())), "{rest:?}");
+    });
+}
+
+/// The socket says who made it; the first words say who the worker is.
+fn foreign_worker() {
+    if !is_root() {
+        return;
+    }
+    let app = ServerApp::new("suite").channel::<hello::Owned>("main");
+    let dir = program();
+    let mut command = Command::new(dir.path().join("program"));
+    command.arg(AS_WORKER).current_dir("/").uid(NOBODY).gid(4242);
+    let (mut child, session) = app.spawn(&mut command, Trust::snapshot(), common::PATIENCE).expect("spawn");
+    let peer = session.peer();
+    assert_eq!((peer.uid, peer.gid, peer.pid), (NOBODY, 4242, child.id() as i32));
+    assert_eq!(session.peer_program().expect("root may look"), dir.path().join("program"));
+    assert!(session.peer_pidfd().is_ok());
+    let mut channel = session.accept_channel::<hello::Owned>().expect("a channel");
+    let question = channel.recv().expect("a question");
+    let echo = common::apps::greet(&channel, &common::apps::words(&question));
+    channel.reply(&question, &echo).expect("room");
+    drop(question);
+    assert!(child.wait().expect("wait").success());
 }
 
 fn guests_memory() {

@@ -1,15 +1,18 @@
 //! Who the apps are, and what they allow. Values only.
 
 use crate::message::{Schema, Trust};
+use crate::shm::account::{Account, UserQuota};
 use crate::shm::arena::{self, Arena, WeakArena};
 use crate::shm::loans::LoanQuota;
 use crate::sys::fork::PerProcess;
 use crate::sys::memfd::Writable;
 use crate::transport::control::NAME_MAX;
 use crate::wait::Wait;
+use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZero;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 /// A client app: what it is called, what it opens, and how far it believes the server it connects to.
@@ -36,6 +39,7 @@ pub struct ClientApp {
     pub(super) name: String,
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
+    pub(super) program: Option<PathBuf>,
     pub(super) trust: Trust,
     pub(super) timeout: Duration,
     pub(super) options: Options,
@@ -64,10 +68,22 @@ pub struct ClientApp {
 #[derive(Clone, Debug)]
 pub struct ServerApp {
     pub(super) name: String,
+    pub(super) instance: Option<String>,
     pub(super) uid: Option<u32>,
     pub(super) run_dir: Option<PathBuf>,
     pub(super) allow: Vec<Allowed>,
+    pub(super) user_quota: Option<UserQuota>,
     pub(super) options: Options,
+    /// What it shares with its clones.
+    shared: Arc<PerProcess<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// The one that sessions with clients of this user share.
+    arena: WeakArena,
+    /// By user; an account is there as long as a session of that user is.
+    accounts: BTreeMap<u32, Weak<Account>>,
 }
 
 /// What both sides decide for themselves.
@@ -101,6 +117,7 @@ pub(super) struct Allowed {
     pub(super) name: String,
     pub(super) uid: u32,
     pub(super) gid: Option<u32>,
+    pub(super) program: Option<PathBuf>,
     pub(super) trust: Trust,
 }
 
@@ -128,6 +145,23 @@ impl Options {
         own.iter().copied().chain(channels).find(|name| !is_name(name))
     }
 
+    /// How long to look for what is due in a log-in before going to sleep for it.
+    pub(super) fn login_look(&self) -> Duration {
+        static CPUS: OnceLock<usize> = OnceLock::new();
+        let cpus = *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get));
+        if self.wait == Wait::Park || cpus == 1 { Duration::ZERO } else { LOGIN_LOOK }
+    }
+
+    /// The arena that is shared already, or else a new one that is from now on.
+    fn share_arena(&self, shared: &mut WeakArena) -> io::Result<Arena> {
+        if let Some(arena) = shared.upgrade() {
+            return Ok(arena);
+        }
+        let arena = self.make_arena(false)?;
+        *shared = arena.downgrade();
+        Ok(arena)
+    }
+
     /// The arena of an app, or the small one of its own that a peer of another user gets to see: bounded, and sealed
     /// against that user writing to it.
     pub(super) fn make_arena(&self, foreign: bool) -> io::Result<Arena> {
@@ -140,6 +174,9 @@ impl Options {
         })
     }
 }
+
+/// About as long as it takes to wake somebody.
+const LOGIN_LOOK: Duration = Duration::from_micros(50);
 
 const FOREIGN_BYTES: usize = 1 << 30;
 const FOREIGN_QUOTA: usize = 256 << 20;
@@ -219,6 +256,7 @@ impl ClientApp {
             name: name.into(),
             uid: None,
             gid: None,
+            program: None,
             trust: Trust::snapshot(),
             timeout: CONNECT_TIMEOUT,
             options: Options::new(4 << 30),
@@ -231,15 +269,7 @@ impl ClientApp {
         if foreign {
             return self.options.make_arena(true);
         }
-        let mut shared = self.arena.lock();
-        match shared.upgrade() {
-            Some(arena) => Ok(arena),
-            None => {
-                let arena = self.options.make_arena(false)?;
-                *shared = arena.downgrade();
-                Ok(arena)
-            }
-        }
+        self.options.share_arena(&mut self.arena.lock())
     }
 
     /// For an allow-list: the user it must run as. The server's own unless told otherwise.
@@ -253,6 +283,17 @@ impl ClientApp {
     #[must_use]
     pub fn gid(mut self, gid: u32) -> Self {
         self.gid = Some(gid);
+        self
+    }
+
+    /// For an allow-list: the program it must run, as an absolute path without links. Any unless told otherwise.
+    ///
+    /// Advisory: it keeps the wrong program out by mistake, not by malice. The server compares it with `/proc/PID/exe`,
+    /// which it can read of its own user's processes or as root; a client whose program it cannot read is refused. A
+    /// program can be started under a debugger, be replaced, or load what it likes.
+    #[must_use]
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.program = Some(path.into());
         self
     }
 
@@ -293,14 +334,62 @@ impl ServerApp {
     /// An app of this name: 1 to 64 characters out of `A-Z a-z 0-9 . _ -`, the first no dot. Checked when it is used.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), uid: None, run_dir: None, allow: Vec::new(), options: Options::new(64 << 30) }
+        Self {
+            name: name.into(),
+            instance: None,
+            uid: None,
+            run_dir: None,
+            allow: Vec::new(),
+            user_quota: None,
+            options: Options::new(64 << 30),
+            shared: Arc::default(),
+        }
+    }
+
+    /// The arena for a session: shared by all that this app has with clients of its own user.
+    pub(super) fn arena(&self, foreign: bool) -> io::Result<Arena> {
+        if foreign {
+            return self.options.make_arena(true);
+        }
+        self.options.share_arena(&mut self.shared.lock().arena)
+    }
+
+    /// What all sessions of a user have together, if that has a limit.
+    pub(super) fn account(&self, uid: u32) -> Option<Arc<Account>> {
+        let quota = self.user_quota?;
+        let accounts = &mut self.shared.lock().accounts;
+        if let Some(account) = accounts.get(&uid).and_then(Weak::upgrade) {
+            return Some(account);
+        }
+        // No more of them than there are users with sessions.
+        accounts.retain(|_, account| account.strong_count() > 0);
+        let account = Arc::new(Account::new(quota));
+        accounts.insert(uid, Arc::downgrade(&account));
+        Some(account)
+    }
+
+    /// One of several servers of the app, each with a name of its own, which clients choose by saying the same: 1 to 64
+    /// characters together with the app's name and a dot.
+    #[must_use]
+    pub fn instance(mut self, name: impl Into<String>) -> Self {
+        self.instance = Some(name.into());
+        self
+    }
+
+    /// What all sessions of one user may have together; each session's own limits hold as well. Without limits unless
+    /// told otherwise. What exceeds it is refused to that user alone. Costs each message some atomic operations.
+    #[must_use]
+    pub fn user_quota(mut self, quota: UserQuota) -> Self {
+        self.user_quota = Some(quota);
+        self
     }
 
     /// Lets a client app in, and says how far it is believed. Nobody is let in otherwise.
     #[must_use]
     pub fn allow(mut self, client: &ClientApp, trust: Trust) -> Self {
         let uid = client.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
-        self.allow.push(Allowed { name: client.name.clone(), uid, gid: client.gid, trust });
+        let (name, program) = (client.name.clone(), client.program.clone());
+        self.allow.push(Allowed { name, uid, gid: client.gid, program, trust });
         self
     }
 
@@ -334,8 +423,23 @@ impl ServerApp {
         self
     }
 
+    /// What it is called in the run directory.
+    pub(super) fn place_name(&self) -> String {
+        match &self.instance {
+            None => self.name.clone(),
+            Some(instance) => format!("{}.{instance}", self.name),
+        }
+    }
+
     pub(super) fn socket_name(&self) -> String {
-        format!("{}.sock", self.name)
+        format!("{}.sock", self.place_name())
+    }
+
+    /// The first name, of the app, its instance and its channels, that cannot be one.
+    pub(super) fn bad_name(&self) -> Option<String> {
+        let instance = self.instance.iter().find(|instance| !is_name(instance)).cloned();
+        let place = || Some(self.place_name()).filter(|name| !is_name(name));
+        self.options.bad_name(&[&self.name]).map(str::to_owned).or(instance).or_else(place)
     }
 
     /// The user it runs as, as a client must find it.

@@ -13,12 +13,12 @@ use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::seqpacket::{Credentials, SeqPacket, poll_readable};
 use crate::sys::words::OwnWords;
 use crate::transport::control::AreaAt;
-use crate::transport::link::{LinkParts, cut_area, view_area};
+use crate::transport::link::{CutProblem, LinkParts, Meeting, cut_area, view_area};
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl ClientApp {
     /// Connects to a server app and logs in, within the app's [`timeout`](Self::timeout).
@@ -30,18 +30,40 @@ impl ClientApp {
         self.check_names(server)?;
         let socket = self.knock(server)?;
         let peer = socket.peer().map_err(gone)?;
-        let expected = server.expected_uid();
-        if peer.uid != expected {
-            return Err(ConnectError::WrongServer { found: peer.uid, expected });
-        }
+        expect(server, peer)?;
+        self.log_in(socket, server, Some(peer), deadline)
+    }
+
+    /// Logs in over a socket, to a server that is known already or says who it is with its answer.
+    pub(super) fn log_in(
+        &self,
+        socket: SeqPacket,
+        server: &ServerApp,
+        known: Option<Credentials>,
+        deadline: Option<Instant>,
+    ) -> Result<Session, ConnectError> {
         let own = Credentials::own();
-        let arena = self.arena(peer.uid != own.uid)?;
+        let arena = self.arena(server.expected_uid() != own.uid)?;
         let halves = self.cut_areas(&arena)?;
         let hello = self.hello(server, &arena, &halves);
         let memory = arena.read_only_fd()?;
-        socket.send(&hello.to_bytes(), &[memory.as_fd()]).map_err(gone)?;
+        let words = hello.to_bytes();
+        match known {
+            Some(_) => socket.send(&words, &[memory.as_fd()]),
+            None => socket.send_as_oneself(&words, &[memory.as_fd()]).and_then(|()| socket.want_credentials(true)),
+        }
+        .map_err(gone)?;
         drop(memory);
-        let (answer, fd) = await_answer(&socket, halves.len(), deadline)?;
+        let (answer, fd, sender) = await_answer(&socket, halves.len(), self.options.login_look(), deadline)?;
+        let (peer, meeting) = match known {
+            Some(peer) => (peer, Meeting::ByName),
+            None => {
+                socket.want_credentials(false).map_err(gone)?;
+                let peer = sender.ok_or(PeerMisbehaved::Frame("no credentials"))?;
+                expect(server, peer)?;
+                (peer, Meeting::Given)
+            }
+        };
         let (terms, theirs, opens) = match answer {
             Answer::Welcome { terms, areas, opens } => (terms, areas, opens),
             Answer::Refused(refused) => return Err(refused.explain(&hello, own.uid, own.gid, false).into()),
@@ -63,16 +85,19 @@ impl ClientApp {
             socket,
             peer_name: server.name.clone(),
             peer,
+            meeting,
             arena,
             quota: self.options.loan_quota,
+            account: None,
             fence: hello.terms.fence(terms),
         };
         Ok(Session::begin(Side::Client, parts, view, &self.options, self.trust, opened, None)?)
     }
 
-    fn check_names(&self, server: &ServerApp) -> Result<(), ConnectError> {
-        if let Some(bad) = self.options.bad_name(&[&self.name, &server.name]) {
-            return Err(ConnectError::BadName(bad.to_owned()));
+    pub(super) fn check_names(&self, server: &ServerApp) -> Result<(), ConnectError> {
+        let own = self.options.bad_name(&[&self.name]).map(str::to_owned);
+        if let Some(bad) = own.or_else(|| server.bad_name()) {
+            return Err(ConnectError::BadName(bad));
         }
         if self.options.opens.len() > CHANNELS_MAX {
             return Err(LoginError::TooManyChannels.into());
@@ -99,7 +124,7 @@ impl ClientApp {
     }
 
     fn cut_areas(&self, arena: &Arena) -> Result<Vec<(Arc<OwnWords>, AreaAt)>, ConnectError> {
-        let areas = self.options.opens.iter().map(|_| cut_area(arena, self.options.slots));
+        let areas = self.options.opens.iter().map(|_| cut_area(arena, self.options.slots, None));
         Ok(areas.collect::<Result<_, _>>()?)
     }
 
@@ -119,12 +144,13 @@ impl ClientApp {
 fn await_answer(
     socket: &SeqPacket,
     channels: usize,
+    look: Duration,
     deadline: Option<Instant>,
-) -> Result<(Answer, Option<NoForkFd>), ConnectError> {
+) -> Result<(Answer, Option<NoForkFd>, Option<Credentials>), ConnectError> {
     // One more byte than a frame, so that a longer one shows.
     let mut frame = [0; FRAME + 1];
     loop {
-        if let Some(packet) = socket.recv(&mut frame).map_err(gone)? {
+        if let Some(packet) = socket.recv_soon(&mut frame, look).map_err(gone)? {
             if packet.len == 0 {
                 return Err(ConnectError::Disconnected);
             }
@@ -136,10 +162,25 @@ fn await_answer(
             if packet.fds.len() > 1 {
                 return Err(PeerMisbehaved::UnexpectedDescriptor.into());
             }
-            return Ok((answer, packet.fds.into_iter().next()));
+            return Ok((answer, packet.fds.into_iter().next(), packet.sender));
         }
         if !poll_readable(&[socket.as_fd()], deadline)?.contains(&true) {
             return Err(ConnectError::TimedOut);
+        }
+    }
+}
+
+/// The server must run as the user it is to run as.
+fn expect(server: &ServerApp, peer: Credentials) -> Result<(), ConnectError> {
+    let expected = server.expected_uid();
+    if peer.uid == expected { Ok(()) } else { Err(ConnectError::WrongServer { found: peer.uid, expected }) }
+}
+
+impl From<CutProblem> for ConnectError {
+    fn from(problem: CutProblem) -> Self {
+        match problem {
+            CutProblem::Alloc(error) => error.into(),
+            CutProblem::TooMany => LoginError::TooManyChannels.into(),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::seqpacket::poll_readable;
 use crate::sys::words::{OwnWords, PeerWords};
 use crate::transport::control::{AreaAt, Control, MetadataAt, Refusal, Wish};
-use crate::transport::link::{cut_area, view_area};
+use crate::transport::link::{CutProblem, cut_area, view_area};
 use crate::transport::{Clerk, Core};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{HashMap, VecDeque};
@@ -92,18 +92,27 @@ impl Manners {
         &self,
         spec: &ChannelSpec,
         (channels, offers): (usize, usize),
-        arena: &Arena,
+        cut_area: impl FnOnce(u32) -> Result<(Arc<OwnWords>, AreaAt), CutProblem>,
     ) -> Result<Judged, Refusal> {
         match self.serves.iter().find(|served| served.name == spec.name) {
             Some(served) if served.schema != spec.schema => Err(Refusal::OtherSchema(served.schema)),
             Some(_) if channels >= self.channels_max => Err(Refusal::TooMany),
-            Some(_) => match cut_area(arena, self.slots) {
+            Some(_) => match cut_area(self.slots) {
                 Ok((own, area)) => Ok(Judged::Served(own, area)),
-                Err(_) => Err(Refusal::NoMemory),
+                Err(problem) => Err(problem.into()),
             },
             None if self.offers_max == 0 => Err(Refusal::UnknownName),
             None if offers >= self.offers_max => Err(Refusal::TooMany),
             None => Ok(Judged::Offer),
+        }
+    }
+}
+
+impl From<CutProblem> for Refusal {
+    fn from(problem: CutProblem) -> Self {
+        match problem {
+            CutProblem::Alloc(_) => Self::NoMemory,
+            CutProblem::TooMany => Self::TooMany,
         }
     }
 }
@@ -359,7 +368,7 @@ impl Desk {
             }
             state.offers.len()
         };
-        self.manners.judge(spec, (core.channel_count(), offers), core.arena())
+        self.manners.judge(spec, (core.channel_count(), offers), |slots| core.cut_area(slots))
     }
 
     fn answered(&self, core: &Core, number: u32, answer: Result<AreaAt, Refusal>) -> Result<(), PeerMisbehaved> {
@@ -396,7 +405,7 @@ pub(super) fn opened_in_login(
 ) -> Result<(), PeerMisbehaved> {
     let peer = view_area(view, area)?;
     let counts = (opened.incoming.len() + opened.asked.len(), opened.offers.len());
-    match manners.judge(&spec, counts, arena) {
+    match manners.judge(&spec, counts, |slots| cut_area(arena, slots, None)) {
         Err(refusal) => opened.answers.push(Control::ChannelRefused { number, refusal }),
         Ok(Judged::Offer) => opened.offers.push(Offered { number, spec, peer, metadata: None }),
         Ok(Judged::Served(own, area)) => {

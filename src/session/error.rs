@@ -5,6 +5,7 @@ use crate::shm::loans::QuotaExceeded;
 use crate::shm::view::ViewError;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::ended::Ended;
+use crate::transport::link::CutProblem;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -78,7 +79,19 @@ pub enum LoginError {
     /// The client's memory is not what the server accepts.
     #[error("the client's memory was not accepted")]
     MemoryRefused,
-    /// The server is out of some resource.
+    /// The client runs another program than the allow-list names, or one that the server may not look at.
+    #[error("client app `{client}` runs another program")]
+    WrongProgram {
+        /// The client app.
+        client: String,
+    },
+    /// The client's user has as many sessions as it may.
+    #[error("user {uid} has as many sessions as it may")]
+    TooManySessions {
+        /// The user.
+        uid: u32,
+    },
+    /// The server is out of some resource, or has let too many of the user's clients wait already.
     #[error("the server is out of resources")]
     Busy,
 }
@@ -198,9 +211,15 @@ pub enum AcceptError {
     /// A client was refused.
     #[error("refused a client: {0}")]
     Refused(#[from] LoginError),
+    /// Over a socket that was given: the name of this app, or of one of its channels, cannot be one.
+    #[error("`{0}` cannot be a name: 1 to 64 out of A-Z a-z 0-9 . _ -, the first no dot")]
+    BadName(String),
     /// A client connected and did not log in in time.
     #[error("a client did not log in in time")]
     LoginTimedOut,
+    /// A client connected and said nothing until too many others of its user had connected: it was let go for them.
+    #[error("a silent client made room for others of its user")]
+    LoginCrowdedOut,
     /// A client went away before it was let in.
     #[error("a client closed the connection during its log-in")]
     Disconnected,
@@ -280,6 +299,15 @@ pub enum ChannelError {
     /// The peer did not answer, or nobody opened a channel, in time.
     #[error("timed out")]
     TimedOut,
+}
+
+impl From<CutProblem> for ChannelError {
+    fn from(problem: CutProblem) -> Self {
+        match problem {
+            CutProblem::Alloc(_) => Self::NoMemory,
+            CutProblem::TooMany => Self::TooMany,
+        }
+    }
 }
 
 /// Why a session was not closed in peace. It is closed, or over, all the same.

@@ -1,11 +1,13 @@
 //! Where clients are between connecting and their first words: who has come, who has said something, who took too long.
 //! One descriptor tells when to look. Never waits, and knows nothing of what is said.
 
+use super::app::ServerApp;
 use super::error::AcceptError;
 use super::login::FRAME;
+use super::welcome::turn_away;
 use crate::sys::fork;
 use crate::sys::readiness::{Alarm, Epoll, Readiness, Ready, Report, Wish};
-use crate::sys::seqpacket::{Listener, Packet, SeqPacket};
+use crate::sys::seqpacket::{Credentials, Listener, Packet, SeqPacket};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use std::io;
@@ -24,6 +26,8 @@ pub(super) struct Lobby {
     closed: AtomicBool,
     fork: u32,
     inside: Mutex<Inside>,
+    /// Users on the allow-list.
+    listed: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -40,12 +44,31 @@ struct Inside {
 struct Waiting {
     number: u64,
     socket: SeqPacket,
+    peer: Credentials,
+    crowd: Crowd,
     until: Instant,
+    /// Nobody has looked yet whether it has said something.
+    new: bool,
+}
+
+/// Who shares places to wait in: each user of the allow-list has its own, so that nobody's silence keeps another out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Crowd {
+    User(u32),
+    /// Everybody else.
+    Strangers,
+}
+
+/// The crowd, if any, of which one more waits than may. In order of arrival, only the last can have made one.
+fn crowded(waiting: &[Waiting]) -> Option<Crowd> {
+    let last = waiting.last()?.crowd;
+    (waiting.iter().filter(|client| client.crowd == last).count() > PLACES).then_some(last)
 }
 
 /// A client's first words.
 pub(super) struct FirstWords {
     pub(super) socket: SeqPacket,
+    pub(super) peer: Credentials,
     /// One more byte than a frame, so that a longer one shows.
     pub(super) frame: [u8; FRAME + 1],
     pub(super) packet: Packet,
@@ -54,8 +77,8 @@ pub(super) struct FirstWords {
 /// How long a client may take over its first words.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Clients that may be connected without having logged in; more wait in the kernel's queue.
-const WAITING_MAX: usize = 64;
+/// Clients of one crowd that may be connected without having logged in.
+const PLACES: usize = 16;
 
 /// How long to leave the listener alone when no descriptor is to be had.
 const BREATHER: Duration = Duration::from_millis(50);
@@ -66,14 +89,15 @@ const ALARM: u64 = 1;
 const STOP: u64 = 2;
 
 impl Lobby {
-    pub(super) fn new(listener: Listener) -> nix::Result<Self> {
+    pub(super) fn new(listener: Listener, app: &ServerApp) -> nix::Result<Self> {
         let (epoll, alarm, stop) = (Epoll::new()?, Alarm::new()?, Wish::new()?);
         epoll.add(listener.as_fd(), Readiness::READABLE, Report::Level, LISTENER)?;
         epoll.add(alarm.as_fd(), Readiness::READABLE, Report::Level, ALARM)?;
         epoll.add(stop.as_fd(), Readiness::READABLE, Report::Level, STOP)?;
         let inside = Inside { waiting: Vec::new(), numbers: STOP, listens: true, breather: None, alarm_at: None };
         let (closed, fork) = (AtomicBool::new(false), fork::generation());
-        Ok(Self { listener, epoll, alarm, stop, closed, fork, inside: Mutex::new(inside) })
+        let listed = app.allow.iter().map(|allowed| allowed.uid).collect();
+        Ok(Self { listener, epoll, alarm, stop, closed, fork, inside: Mutex::new(inside), listed })
     }
 
     /// From now on, [`next`](Self::next) says that it is closed.
@@ -87,22 +111,22 @@ impl Lobby {
         self.stop.make();
     }
 
-    /// Lets in who has come, and finds somebody who has said something.
-    pub(super) fn next(&self) -> Result<Option<FirstWords>, AcceptError> {
+    /// Lets in who has come, and finds somebody who has said something. Whoever is new is looked at for as long as `look`.
+    pub(super) fn next(&self, look: Duration) -> Result<Option<FirstWords>, AcceptError> {
         // Partner: `close`.
         if self.closed.load(Ordering::Acquire) {
             return Err(AcceptError::Closed);
         }
         let mut inside = self.inside.lock();
-        let found = self.let_in(&mut inside).and_then(|()| self.hear(&mut inside));
+        let found = self.let_in(&mut inside).and_then(|()| self.hear(&mut inside, look));
         self.settle(&mut inside)?;
         found
     }
 
-    /// Takes who has connected from the kernel's queue.
+    /// Takes who has connected from the kernel's queue, until one of them is one too many.
     fn let_in(&self, inside: &mut Inside) -> Result<(), AcceptError> {
         inside.breather = inside.breather.filter(|&until| until > Instant::now());
-        while inside.breather.is_none() && inside.waiting.len() < WAITING_MAX {
+        while inside.breather.is_none() && crowded(&inside.waiting).is_none() {
             match self.listener.accept() {
                 Ok(Some(socket)) => {
                     inside.numbers += 1;
@@ -110,7 +134,10 @@ impl Lobby {
                     self.epoll
                         .add(socket.as_fd(), Readiness::READABLE, Report::Level, number)
                         .map_err(io::Error::from)?;
-                    inside.waiting.push(Waiting { number, socket, until: Instant::now() + LOGIN_TIMEOUT });
+                    let peer = socket.peer().map_err(io::Error::from)?;
+                    let crowd = if self.listed.contains(&peer.uid) { Crowd::User(peer.uid) } else { Crowd::Strangers };
+                    let until = Instant::now() + LOGIN_TIMEOUT;
+                    inside.waiting.push(Waiting { number, socket, peer, crowd, until, new: true });
                 }
                 Ok(None) => return Ok(()),
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
@@ -123,34 +150,53 @@ impl Lobby {
         Ok(())
     }
 
-    fn hear(&self, inside: &mut Inside) -> Result<Option<FirstWords>, AcceptError> {
+    fn hear(&self, inside: &mut Inside, look: Duration) -> Result<Option<FirstWords>, AcceptError> {
         let now = Instant::now();
         if let Some(index) = inside.waiting.iter().position(|client| client.until <= now) {
-            inside.waiting.swap_remove(index);
+            inside.waiting.remove(index);
             return Err(AcceptError::LoginTimedOut);
+        }
+        // Whoever has just connected is about to speak.
+        while let Some(index) = inside.waiting.iter().position(|client| client.new) {
+            if let Some(said) = self.hear_one(inside, index, look)? {
+                return Ok(Some(said));
+            }
         }
         let mut room = [Ready::NONE; 16];
         let ready = self.epoll.wait(&mut room, Some(Duration::ZERO)).map_err(io::Error::from)?;
         for number in ready.iter().map(Ready::number) {
             let Some(index) = inside.waiting.iter().position(|client| client.number == number) else { continue };
-            let client = inside.waiting.swap_remove(index);
-            let mut frame = [0; FRAME + 1];
-            match client.socket.recv(&mut frame) {
-                Ok(None) => inside.waiting.push(client),
-                Ok(Some(packet)) => {
-                    let Waiting { socket, .. } = client;
-                    self.epoll.delete(socket.as_fd().as_raw_fd()).map_err(io::Error::from)?;
-                    return Ok(Some(FirstWords { socket, frame, packet }));
-                }
-                Err(errno) => return Err(io::Error::from(errno).into()),
+            if let Some(said) = self.hear_one(inside, index, Duration::ZERO)? {
+                return Ok(Some(said));
             }
+        }
+        // Nobody has said anything, and one of too many has to go: whoever had the most time to.
+        let crowd = crowded(&inside.waiting);
+        if let Some(index) = inside.waiting.iter().position(|client| Some(client.crowd) == crowd) {
+            turn_away(&inside.waiting.remove(index).socket);
+            return Err(AcceptError::LoginCrowdedOut);
+        }
+        Ok(None)
+    }
+
+    fn hear_one(&self, inside: &mut Inside, index: usize, look: Duration) -> Result<Option<FirstWords>, AcceptError> {
+        let client = inside.waiting.remove(index);
+        let mut frame = [0; FRAME + 1];
+        match client.socket.recv_soon(&mut frame, look) {
+            Ok(None) => inside.waiting.insert(index, Waiting { new: false, ..client }),
+            Ok(Some(packet)) => {
+                let Waiting { socket, peer, .. } = client;
+                self.epoll.delete(socket.as_fd().as_raw_fd()).map_err(io::Error::from)?;
+                return Ok(Some(FirstWords { socket, peer, frame, packet }));
+            }
+            Err(errno) => return Err(io::Error::from(errno).into()),
         }
         Ok(None)
     }
 
     /// Sees to it that the descriptor tells what is to be looked at next, and nothing else.
     fn settle(&self, inside: &mut Inside) -> io::Result<()> {
-        let listens = inside.breather.is_none() && inside.waiting.len() < WAITING_MAX;
+        let listens = inside.breather.is_none() && crowded(&inside.waiting).is_none();
         if listens != inside.listens {
             if listens {
                 self.epoll.add(self.listener.as_fd(), Readiness::READABLE, Report::Level, LISTENER)?;

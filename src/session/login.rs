@@ -9,6 +9,7 @@ use crate::shm::arena::Arena;
 use crate::sys::barrier::{self, Fence};
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::control::{AreaAt, Reader, Writer};
+use std::path::PathBuf;
 
 /// Bytes of a log-in frame.
 pub(super) const FRAME: usize = 1024;
@@ -84,6 +85,8 @@ pub(super) enum Refused {
     TooManyChannels,
     Memory,
     Busy,
+    WrongProgram,
+    TooManySessions,
 }
 
 /// Who a client may be and what it may ask for.
@@ -95,16 +98,38 @@ pub(super) struct Policy<'a> {
 }
 
 impl Policy<'_> {
-    /// Judges a client by what it says and by what the kernel says of it.
-    pub(super) fn judge(&self, hello: &Hello, uid: u32, gid: u32) -> Result<&Allowed, Refused> {
+    /// Judges a client by what it says and by what the kernel says of it. Its program is asked for only if that matters.
+    pub(super) fn judge(
+        &self,
+        hello: &Hello,
+        uid: u32,
+        gid: u32,
+        program: impl FnOnce() -> Option<PathBuf>,
+    ) -> Result<&Allowed, Refused> {
         let named = || self.allow.iter().filter(|allowed| allowed.name == hello.client);
         if hello.server != self.server || named().next().is_none() {
             return Err(Refused::NotAllowed);
         }
         let same_user = || named().filter(|allowed| allowed.uid == uid);
         same_user().next().ok_or(Refused::WrongUser)?;
-        let allowed = same_user().find(|allowed| allowed.gid.is_none_or(|expected| expected == gid));
-        let allowed = allowed.ok_or(Refused::WrongGroup)?;
+        let same_group = || same_user().filter(|allowed| allowed.gid.is_none_or(|expected| expected == gid));
+        let allowed = match same_group().find(|allowed| allowed.program.is_none()) {
+            Some(allowed) => allowed,
+            None => {
+                same_group().next().ok_or(Refused::WrongGroup)?;
+                let program = program();
+                same_group().find(|allowed| allowed.program == program).ok_or(Refused::WrongProgram)?
+            }
+        };
+        self.judge_wishes(hello)?;
+        Ok(allowed)
+    }
+
+    /// Judges what a client asks for, whoever it is.
+    pub(super) fn judge_wishes(&self, hello: &Hello) -> Result<(), Refused> {
+        if hello.server != self.server {
+            return Err(Refused::NotAllowed);
+        }
         if hello.channels.len() > self.channels_max {
             return Err(Refused::TooManyChannels);
         }
@@ -115,7 +140,7 @@ impl Policy<'_> {
                 return Err(Refused::WrongSchema(index, served.schema));
             }
         }
-        Ok(allowed)
+        Ok(())
     }
 }
 
@@ -142,6 +167,8 @@ impl Refused {
             Self::TooManyChannels => LoginError::TooManyChannels,
             Self::Memory => LoginError::MemoryRefused,
             Self::Busy => LoginError::Busy,
+            Self::WrongProgram => LoginError::WrongProgram { client },
+            Self::TooManySessions => LoginError::TooManySessions { uid },
         }
     }
 }
@@ -209,6 +236,8 @@ impl Answer {
                     Refused::TooManyChannels => (7, 0, 0),
                     Refused::Memory => (8, 0, 0),
                     Refused::Busy => (9, 0, 0),
+                    Refused::WrongProgram => (10, 0, 0),
+                    Refused::TooManySessions => (11, 0, 0),
                 };
                 let mut out = head(REFUSED, VERSION);
                 out.u32(code).u32(index).u64(detail);
@@ -242,6 +271,8 @@ impl Answer {
                     7 => Refused::TooManyChannels,
                     8 => Refused::Memory,
                     9 => Refused::Busy,
+                    10 => Refused::WrongProgram,
+                    11 => Refused::TooManySessions,
                     _ => return Err(PeerMisbehaved::Frame("unknown refusal")),
                 }))
             }
@@ -340,14 +371,26 @@ mod tests {
     }
 
     fn judge(hello: &Hello, uid: u32, gid: u32) -> Result<(), Refused> {
-        let allowed = |name: &str, uid, gid| Allowed { name: name.into(), uid, gid, trust: Trust::snapshot() };
+        judge_running(hello, uid, gid, None)
+    }
+
+    fn judge_running(hello: &Hello, uid: u32, gid: u32, runs: Option<&str>) -> Result<(), Refused> {
+        let allowed =
+            |name: &str, uid, gid| Allowed { name: name.into(), uid, gid, program: None, trust: Trust::snapshot() };
+        let program = |path: &str| Some(PathBuf::from(path));
         let policy = Policy {
             server: "cache",
-            allow: &[allowed("other", 1, None), allowed("viewer", 10, Some(20)), allowed("viewer", 11, None)],
+            allow: &[
+                allowed("other", 1, None),
+                allowed("viewer", 10, Some(20)),
+                allowed("viewer", 11, None),
+                Allowed { program: program("/bin/one"), ..allowed("viewer", 12, Some(30)) },
+                Allowed { program: program("/bin/two"), ..allowed("viewer", 12, Some(30)) },
+            ],
             serves: &[ChannelSpec { name: "side".into(), schema: 2 }, ChannelSpec { name: "main".into(), schema: 1 }],
             channels_max: 2,
         };
-        policy.judge(hello, uid, gid).map(drop)
+        policy.judge(hello, uid, gid, || runs.map(PathBuf::from)).map(drop)
     }
 
     #[test]
@@ -370,6 +413,8 @@ mod tests {
             Refused::TooManyChannels,
             Refused::Memory,
             Refused::Busy,
+            Refused::WrongProgram,
+            Refused::TooManySessions,
         ] {
             let answer = Answer::Refused(refused);
             assert_eq!(Answer::from_bytes(&answer.to_bytes(), 0), Ok(answer));
@@ -381,7 +426,12 @@ mod tests {
         assert_eq!(judge(&hello(), 10, 20), Ok(()));
         assert_eq!(judge(&hello(), 11, 99), Ok(()));
         assert_eq!(judge(&hello(), 10, 21), Err(Refused::WrongGroup));
-        assert_eq!(judge(&hello(), 12, 20), Err(Refused::WrongUser));
+        assert_eq!(judge(&hello(), 13, 20), Err(Refused::WrongUser));
+        assert_eq!(judge(&hello(), 12, 20), Err(Refused::WrongGroup));
+        assert_eq!(judge_running(&hello(), 12, 30, Some("/bin/one")), Ok(()));
+        assert_eq!(judge_running(&hello(), 12, 30, Some("/bin/two")), Ok(()));
+        assert_eq!(judge_running(&hello(), 12, 30, Some("/bin/three")), Err(Refused::WrongProgram));
+        assert_eq!(judge_running(&hello(), 12, 30, None), Err(Refused::WrongProgram));
         assert_eq!(judge(&Hello { client: "nobody".into(), ..hello() }, 10, 20), Err(Refused::NotAllowed));
         assert_eq!(judge(&Hello { server: "another".into(), ..hello() }, 10, 20), Err(Refused::NotAllowed));
         let mut unknown = hello();

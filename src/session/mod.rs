@@ -8,13 +8,17 @@ mod error;
 mod lobby;
 mod login;
 mod offer;
+mod reconnect;
 mod rundir;
 mod server;
 #[expect(clippy::module_inception, reason = "the room and the thing it is for")]
 mod session;
+mod welcome;
+mod worker;
 
 pub use app::{ClientApp, ServerApp};
 pub use error::{AcceptError, BindError, ChannelError, CloseError, ConnectError, LoginError, RunDirError, Version};
 pub use offer::Offer;
+pub use reconnect::Reconnect;
 pub use server::SessionServer;
 pub use session::Session;

@@ -1,19 +1,17 @@
 //! The server's side of meeting: a name, a socket, and one client after another let in or refused.
 
 use super::app::ServerApp;
-use super::desk::{Asked, Half, Opened, Side};
 use super::error::{AcceptError, BindError};
 use super::lobby::{FirstWords, Lobby};
-use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, Policy, Refused, Terms, VERSION};
+use super::login::CHANNELS_MAX;
 use super::rundir::RunDir;
 use super::session::Session;
-use crate::message::{Builder, Schema, Trust};
+use super::welcome::Admission;
+use crate::message::{Builder, Schema};
 use crate::shm::arena::Arena;
-use crate::shm::view::{View, ViewError};
 use crate::sys::lockfile::LockFile;
-use crate::sys::seqpacket::{Credentials, Listener, SeqPacket, poll_readable};
+use crate::sys::seqpacket::{Credentials, Listener, poll_readable};
 use crate::transport::Keeper;
-use crate::transport::link::{LinkParts, cut_area, view_area};
 use nix::errno::Errno;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::io;
@@ -29,8 +27,8 @@ impl ServerApp {
     /// # Errors
     /// [`BindError`]; nothing is left of the attempt then.
     pub fn bind(self) -> Result<SessionServer, BindError> {
-        if let Some(bad) = self.options.bad_name(&[&self.name]) {
-            return Err(BindError::BadName(bad.to_owned()));
+        if let Some(bad) = self.bad_name() {
+            return Err(BindError::BadName(bad));
         }
         if self.options.opens.len() > CHANNELS_MAX {
             return Err(BindError::TooManyChannels);
@@ -38,16 +36,16 @@ impl ServerApp {
         let own = Credentials::own().uid;
         let others = self.allow.iter().any(|allowed| allowed.uid != own);
         let dir = RunDir::make(self.run_dir.as_deref(), own, others)?;
-        let lock_name = format!("{}.lock", self.name);
+        let lock_name = format!("{}.lock", self.place_name());
         let lock = LockFile::acquire(dir.fd.as_fd(), &lock_name).map_err(io::Error::from)?;
         let lock = lock.ok_or_else(|| BindError::AddrInUse { path: dir.shown(&lock_name) })?;
         let place = Place { socket_name: self.socket_name(), dir, lock };
         // The lock says that whoever made it is dead.
         place.remove_socket().map_err(io::Error::from)?;
-        let arena = self.options.make_arena(false)?;
+        let arena = self.arena(false)?;
         let listener = Listener::bind(&place.dir.reached(&place.socket_name), others).map_err(io::Error::from)?;
         tracing::info!(app = self.name, "listening at {}", place.dir.shown(&place.socket_name).display());
-        let lobby = Lobby::new(listener).map_err(io::Error::from)?;
+        let lobby = Lobby::new(listener, &self).map_err(io::Error::from)?;
         Ok(SessionServer { arena, lobby, _place: place, app: self })
     }
 }
@@ -132,18 +130,18 @@ impl SessionServer {
     /// # Errors
     /// [`AcceptError`], as for [`accept`](Self::accept).
     pub fn try_accept(&self) -> Result<Option<Session>, AcceptError> {
-        self.try_accept_for(|| None)
+        self.try_accept_for(Duration::ZERO, || None)
     }
 
-    /// As [`try_accept`](Self::try_accept), for a session that is kept by somebody from the start.
+    /// As [`try_accept`](Self::try_accept), for a session that is kept by somebody from the start. Whoever has just connected
+    /// is about to speak, and is looked at for as long as `look`.
     pub(crate) fn try_accept_for(
         &self,
+        look: Duration,
         keeper: impl FnOnce() -> Option<Arc<dyn Keeper>>,
     ) -> Result<Option<Session>, AcceptError> {
-        match self.lobby.next()? {
-            None => Ok(None),
-            Some(said) => self.log_in(said, keeper).map(Some),
-        }
+        let Some(FirstWords { socket, peer, frame, packet }) = self.lobby.next(look)? else { return Ok(None) };
+        self.app.log_in(socket, Admission::Listed(peer), &frame, packet, keeper).map(Some)
     }
 
     /// Stops accepting: whoever waits in [`accept`](Self::accept) wakes with [`AcceptError::Closed`]. Sessions go on.
@@ -171,8 +169,9 @@ impl SessionServer {
     }
 
     fn accept_until(&self, deadline: Option<Instant>) -> Result<Session, AcceptError> {
+        let look = self.app.options.login_look();
         loop {
-            if let Some(session) = self.try_accept()? {
+            if let Some(session) = self.try_accept_for(look, || None)? {
                 return Ok(session);
             }
             if !poll_readable(&[self.as_fd()], deadline)?.contains(&true)
@@ -182,116 +181,11 @@ impl SessionServer {
             }
         }
     }
-
-    fn log_in(
-        &self,
-        said: FirstWords,
-        keeper: impl FnOnce() -> Option<Arc<dyn Keeper>>,
-    ) -> Result<Session, AcceptError> {
-        let FirstWords { socket, frame, packet } = said;
-        if packet.len == 0 {
-            return Err(AcceptError::Disconnected);
-        }
-        if packet.truncated && packet.len <= FRAME {
-            // Its descriptor found no room in this process.
-            return Err(refuse(&socket, Refused::Busy, None));
-        }
-        let peer = socket.peer().map_err(io::Error::from)?;
-        let said = frame.get(..packet.len).unwrap_or(&frame);
-        let hello = match Hello::from_bytes(said)? {
-            Ok(hello) => hello,
-            Err(theirs) => {
-                let hello = Hello::of_version(theirs);
-                return Err(refuse(&socket, Refused::Incompatible(VERSION), Some((&hello, peer))));
-            }
-        };
-        let policy = Policy {
-            server: &self.app.name,
-            allow: &self.app.allow,
-            serves: &self.app.options.serves,
-            channels_max: self.app.options.channels_max,
-        };
-        let no = |refused| refuse(&socket, refused, Some((&hello, peer)));
-        let trust = policy.judge(&hello, peer.uid, peer.gid).map_err(no)?.trust;
-        let mut fds = packet.fds.into_iter();
-        let (Some(memory), None) = (fds.next(), fds.next()) else {
-            return Err(no(Refused::Memory));
-        };
-        let Terms { arena, arena_bytes, .. } = hello.terms;
-        let view = match View::map(memory, arena, arena_bytes, self.app.options.peer_arena_max) {
-            Ok(view) => view,
-            Err(ViewError::Bad(bad)) => {
-                tracing::warn!(client = hello.client, pid = peer.pid, "memory refused: {bad}");
-                return Err(no(Refused::Memory));
-            }
-            Err(error) => {
-                no(Refused::Busy);
-                return Err(error.into());
-            }
-        };
-        self.begin(socket, peer, &hello, view, trust, keeper())
-    }
-
-    fn begin(
-        &self,
-        socket: SeqPacket,
-        peer: Credentials,
-        hello: &Hello,
-        view: Arc<View>,
-        trust: Trust,
-        keeper: Option<Arc<dyn Keeper>>,
-    ) -> Result<Session, AcceptError> {
-        let options = &self.app.options;
-        let foreign = peer.uid != Credentials::own().uid;
-        let arena = if foreign { options.make_arena(true)? } else { self.arena.clone() };
-        let (mut opened, mut areas, mut opens) = (Opened::default(), Vec::new(), Vec::new());
-        for (number, (spec, at)) in Side::Client.login_numbers().zip(&hello.channels) {
-            let theirs = view_area(&view, *at)?;
-            let (own, at) = cut_area(&arena, options.slots)?;
-            areas.push(at);
-            opened.incoming.push(Half { number, spec: spec.clone(), own, peer: theirs });
-        }
-        for (number, spec) in Side::Server.login_numbers().zip(&options.opens) {
-            let (own, at) = cut_area(&arena, options.slots)?;
-            opens.push((spec.clone(), at));
-            opened.asked.push((Asked { number, spec: spec.clone(), own }, None));
-        }
-        let terms = Terms::of(&arena);
-        let memory = arena.read_only_fd()?;
-        let welcome = Answer::Welcome { terms, areas, opens }.to_bytes();
-        match socket.send(&welcome, &[memory.as_fd()]) {
-            Ok(()) => {}
-            Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(AcceptError::Disconnected),
-            Err(errno) => return Err(io::Error::from(errno).into()),
-        }
-        let parts = LinkParts {
-            socket,
-            peer_name: hello.client.clone(),
-            peer,
-            arena,
-            quota: options.loan_quota,
-            fence: terms.fence(hello.terms),
-        };
-        tracing::info!(app = self.app.name, client = parts.peer_name, pid = peer.pid, uid = peer.uid, "session");
-        Ok(Session::begin(Side::Server, parts, view, options, trust, opened, keeper)?)
-    }
 }
 
 impl AsFd for SessionServer {
     /// Readable when [`try_accept`](Self::try_accept) has something to do. For waiting only.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.lobby.as_fd()
-    }
-}
-
-/// Tells a client why not, and says it to this side's own application.
-fn refuse(socket: &SeqPacket, refused: Refused, whom: Option<(&Hello, Credentials)>) -> AcceptError {
-    let _ = socket.send(&Answer::Refused(refused).to_bytes(), &[]);
-    match whom {
-        Some((hello, peer)) => {
-            tracing::warn!(client = hello.client, pid = peer.pid, uid = peer.uid, "refused: {refused:?}");
-            refused.explain(hello, peer.uid, peer.gid, true).into()
-        }
-        None => super::error::LoginError::Busy.into(),
     }
 }

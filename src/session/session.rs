@@ -9,13 +9,17 @@ use crate::message::{Builder, Message, Schema, Trust};
 use crate::shm::arena::Arena;
 use crate::shm::loans::LendProblem;
 use crate::shm::view::View;
+use crate::sys::pidfd;
 use crate::sys::seqpacket::Credentials;
 use crate::transport::control::{Control, MetadataAt, Refusal, Wish};
 use crate::transport::ended::Ended;
-use crate::transport::link::{LinkParts, cut_area, view_area};
+use crate::transport::link::{LinkParts, Meeting, view_area};
 use crate::transport::{Core, Keeper, Lane, Link};
 use crate::wait::Wait;
+use nix::errno::Errno;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,6 +48,11 @@ pub struct Session {
     desk: Arc<Desk>,
     trust: Trust,
     wait: Wait,
+}
+
+/// What a process runs, as far as it can be seen.
+pub(super) fn program_of(pid: i32) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe"))
 }
 
 /// How often a session that is being drained is looked at.
@@ -143,7 +152,7 @@ impl Session {
         if !self.desk.may_open(core) {
             return Err(ChannelError::TooMany);
         }
-        let (own, area) = cut_area(core.arena(), self.desk.slots()).map_err(|_| ChannelError::NoMemory)?;
+        let (own, area) = core.cut_area(self.desk.slots())?;
         let metadata = metadata()?;
         let number = self.desk.ask(|number| {
             // The number is new, so this is not refused.
@@ -268,8 +277,9 @@ impl Session {
         if !self.desk.may_open(core) {
             return refuse(Refusal::TooMany, ChannelError::TooMany);
         }
-        let Ok((own, area)) = cut_area(core.arena(), self.desk.slots()) else {
-            return refuse(Refusal::NoMemory, ChannelError::NoMemory);
+        let (own, area) = match core.cut_area(self.desk.slots()) {
+            Ok(cut) => cut,
+            Err(problem) => return refuse(problem.into(), problem.into()),
         };
         // Numbers are checked when they are offered, so this is not refused.
         let _ = core.add_channel(number, own.clone());
@@ -295,10 +305,50 @@ impl Session {
         self.link.core().peer_name()
     }
 
-    /// Who the kernel says is at the other end.
+    /// Who the kernel says is at the other end: whoever connected, or listened; over a socket that both were given,
+    /// whoever sent the first words.
     #[must_use]
     pub fn peer(&self) -> Credentials {
         self.link.core().peer()
+    }
+
+    /// The process at the other end, held by descriptor: it can be waited for (`poll`) and be sent signals without hitting
+    /// another that was given its number.
+    ///
+    /// # Errors
+    /// The kernel's; `NotFound` if the process, or the session, is over.
+    pub fn peer_pidfd(&self) -> io::Result<OwnedFd> {
+        let core = self.core();
+        if core.is_forked() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let asked = match core.meeting() {
+            Meeting::ByName => pidfd::of_peer(core.as_fd()),
+            Meeting::Given => Err(Errno::ENOPROTOOPT),
+        };
+        match asked {
+            Ok(found) => return Ok(found),
+            // What the socket does not know goes by number.
+            Err(Errno::ENOPROTOOPT) => {}
+            Err(Errno::ESRCH | Errno::EINVAL) => return Err(io::ErrorKind::NotFound.into()),
+            Err(errno) => return Err(errno.into()),
+        }
+        let found = pidfd::of_number(self.peer().pid);
+        // While the peer's end of the socket is open it lives, so its number was its own when it was looked up.
+        match found {
+            Ok(found) if core.ended().is_none() && !pidfd::has_hung_up(core.as_fd()) => Ok(found),
+            Ok(_) | Err(Errno::ESRCH) => Err(io::ErrorKind::NotFound.into()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The program that the peer runs, from `/proc/PID/exe`. Advisory: see
+    /// [`ClientApp::program`](crate::ClientApp::program).
+    ///
+    /// # Errors
+    /// The kernel's: this process may not look, or the peer is gone.
+    pub fn peer_program(&self) -> io::Result<PathBuf> {
+        program_of(self.peer().pid)
     }
 
     /// How many messages, and how many bytes, the peer has on loan from this side.
@@ -378,7 +428,11 @@ impl Session {
             Refusal::OtherSchema(theirs) => ChannelError::WrongSchema { channel, ours, theirs },
             Refusal::TooMany => ChannelError::TooMany,
             Refusal::NoMemory => ChannelError::NoMemory,
-            Refusal::Closed => ChannelError::Ended { peer: self.peer_name().to_owned(), cause: Ended::PeerClosed },
+            Refusal::Closed => {
+                // Its goodbye is on its way: everyone here is to say the same from now on.
+                self.core().end(Ended::PeerClosed);
+                self.ended()
+            }
             Refusal::Rejected(reason) => ChannelError::Rejected { channel, reason },
         }
     }

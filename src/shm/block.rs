@@ -61,10 +61,10 @@ impl Block {
         self.piece.bytes
     }
 
-    /// Turns the block into words that this process writes while others read them.
-    pub(crate) fn into_words(self) -> OwnWords {
+    /// Turns the block into words that this process writes while others read them; `with` is dropped when they are freed.
+    pub(crate) fn into_words(self, with: impl Any + Send + Sync) -> OwnWords {
         let (start, words) = (self.piece.start.cast(), self.piece.words());
-        let keep: Arc<dyn Any + Send + Sync> = Arc::new(self);
+        let keep: Arc<dyn Any + Send + Sync> = Arc::new((self, with));
         // SAFETY: the block is that many aligned words, lives as long as `keep`, and was given up to this value.
         unsafe { OwnWords::new(start, words, keep) }
     }

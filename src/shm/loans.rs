@@ -1,6 +1,7 @@
 //! The owner's book of what one borrower holds. Private memory, one book per session, so lending takes no lock that
 //! another session wants, and a borrower's death is one `clear`.
 
+use super::account::Account;
 use super::block::Frozen;
 use super::handle::Handle;
 use crate::sys::brief::Brief;
@@ -24,12 +25,33 @@ pub struct LoanQuota {
 
 /// The borrower holds as much as it may. Room comes back with its returns.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("the peer holds {loans} messages, {bytes} bytes: as much as it may")]
+#[error("{scope} holds {loans} messages, {bytes} bytes: as much as it may")]
 pub struct QuotaExceeded {
+    /// Whose quota.
+    pub scope: QuotaScope,
     /// Messages on loan.
     pub loans: usize,
     /// Bytes on loan.
     pub bytes: u64,
+}
+
+/// Whom a quota is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QuotaScope {
+    /// One session: [`LoanQuota`].
+    Session,
+    /// All sessions of one user: [`UserQuota`](crate::UserQuota).
+    User,
+}
+
+impl std::fmt::Display for QuotaScope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Session => "the peer",
+            Self::User => "the peer's user",
+        })
+    }
 }
 
 /// Why a message is not lent.
@@ -44,6 +66,8 @@ pub(crate) enum LendProblem {
 #[derive(Debug)]
 pub(crate) struct Loans {
     quota: LoanQuota,
+    /// Of the borrower's user, if that has a quota.
+    account: Option<Arc<Account>>,
     book: Brief<Book>,
 }
 
@@ -63,13 +87,22 @@ struct Entry {
     loan: Option<(Handle, Arc<Frozen>)>,
 }
 
+impl Drop for Loans {
+    fn drop(&mut self) {
+        if let Some(account) = &self.account {
+            let book = self.book.get_mut();
+            account.give_back(book.loans, book.bytes);
+        }
+    }
+}
+
 const INDEX_BITS: u32 = 20;
 const MAX_LOANS: usize = 1 << INDEX_BITS;
 
 impl Loans {
-    pub(crate) fn new(quota: LoanQuota) -> Self {
+    pub(crate) fn new(quota: LoanQuota, account: Option<Arc<Account>>) -> Self {
         let loans = quota.loans.min(MAX_LOANS);
-        Self { quota: LoanQuota { loans, ..quota }, book: Brief::default() }
+        Self { quota: LoanQuota { loans, ..quota }, account, book: Brief::default() }
     }
 
     /// Lends a message once more and names it for the borrower.
@@ -79,10 +112,14 @@ impl Loans {
         if book.over {
             return Err(LendProblem::Over);
         }
-        let exceeded = LendProblem::Quota(QuotaExceeded { loans: book.loans, bytes: book.bytes });
+        let exceeded =
+            LendProblem::Quota(QuotaExceeded { scope: QuotaScope::Session, loans: book.loans, bytes: book.bytes });
         let held = book.bytes.checked_add(bytes).filter(|&held| held <= self.quota.bytes).ok_or(exceeded)?;
         if book.loans >= self.quota.loans {
             return Err(exceeded);
+        }
+        if let Some(account) = &self.account {
+            account.lend(bytes).map_err(LendProblem::Quota)?;
         }
         let (offset, len) = message.place();
         let index = book.free.pop().unwrap_or_else(|| {
@@ -116,6 +153,9 @@ impl Loans {
         book.loans -= 1;
         book.bytes -= loan.1.bytes();
         drop(book);
+        if let Some(account) = &self.account {
+            account.give_back(1, loan.1.bytes());
+        }
         // Freeing may take jemalloc's time: not under the lock.
         drop(loan);
         Ok(())
@@ -124,7 +164,15 @@ impl Loans {
     /// Ends every loan: the borrower is gone and reads no more.
     pub(crate) fn reclaim(&self) -> usize {
         let book = std::mem::replace(&mut *self.book.lock(), Book { over: true, ..Book::default() });
+        if let Some(account) = &self.account {
+            account.give_back(book.loans, book.bytes);
+        }
         book.loans
+    }
+
+    /// Of the borrower's user, if that has a quota.
+    pub(crate) fn account(&self) -> Option<&Arc<Account>> {
+        self.account.as_ref()
     }
 
     /// Messages and bytes on loan now.

@@ -4,6 +4,7 @@
 //!
 //! One of the three rooms that may hold `unsafe`.
 
+pub(crate) mod account;
 pub(crate) mod arena;
 pub(crate) mod blob;
 pub(crate) mod block;

@@ -7,8 +7,8 @@ use nix::fcntl::AT_FDCWD;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect,
-    getsockopt, listen, sendmsg, setsockopt, shutdown, socket, sockopt,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, UnixCredentials, accept4,
+    bind, connect, getpeername, getsockopt, listen, sendmsg, setsockopt, shutdown, socket, socketpair, sockopt,
 };
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::sys::time::TimeVal;
@@ -41,6 +41,8 @@ pub(crate) struct Packet {
     /// How many bytes it had; more than the buffer means it was cut.
     pub(crate) len: usize,
     pub(crate) fds: Vec<NoForkFd>,
+    /// Who sent it, if that was [asked for](SeqPacket::want_credentials) and can be told.
+    pub(crate) sender: Option<Credentials>,
     /// Descriptors or bytes were lost on the way in.
     pub(crate) truncated: bool,
 }
@@ -102,6 +104,28 @@ impl SeqPacket {
         Ok(Self(fd))
     }
 
+    /// Takes a socket that somebody else has connected; EPROTOTYPE or ENOTCONN if it is not such a one.
+    pub(crate) fn connected(fd: OwnedFd) -> nix::Result<Self> {
+        if getsockopt(&fd, sockopt::SockType)? != SockType::SeqPacket {
+            return Err(Errno::EPROTOTYPE);
+        }
+        getpeername::<UnixAddr>(fd.as_raw_fd())?;
+        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+        Ok(Self(fork::making().keep(fd)))
+    }
+
+    /// Two ends of a connection, the second for another process.
+    pub(crate) fn pair() -> nix::Result<(Self, OwnedFd)> {
+        let mut making = fork::making();
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Self(making.keep(ours)), theirs))
+    }
+
+    /// Whether frames received are to tell who sent them. Not while sending: the kernel would give the socket a name.
+    pub(crate) fn want_credentials(&self, want: bool) -> nix::Result<()> {
+        setsockopt(self, sockopt::PassCred, &want)
+    }
+
     pub(crate) fn peer(&self) -> nix::Result<Credentials> {
         let found = getsockopt(self, sockopt::PeerCredentials)?;
         Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
@@ -111,7 +135,18 @@ impl SeqPacket {
     pub(crate) fn send(&self, frame: &[u8], fds: &[BorrowedFd<'_>]) -> nix::Result<()> {
         let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
-        let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+        self.send_control(frame, if raw.is_empty() { &[] } else { &rights })
+    }
+
+    /// As [`send`](Self::send), saying who sends it, which the kernel checks.
+    pub(crate) fn send_as_oneself(&self, frame: &[u8], fds: &[BorrowedFd<'_>]) -> nix::Result<()> {
+        let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let Credentials { pid, uid, gid } = Credentials::own();
+        let own = UnixCredentials::from(libc::ucred { pid, uid, gid });
+        self.send_control(frame, &[ControlMessage::ScmRights(&raw), ControlMessage::ScmCredentials(&own)])
+    }
+
+    fn send_control(&self, frame: &[u8], control: &[ControlMessage<'_>]) -> nix::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         loop {
             match sendmsg::<()>(self.as_fd().as_raw_fd(), &[IoSlice::new(frame)], control, flags, None) {
@@ -140,13 +175,29 @@ impl SeqPacket {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(None),
                 // A peer that died with frames of ours unread: the same news as the end.
-                Err(Errno::ECONNRESET) => return Ok(Some(Packet { len: 0, fds: Vec::new(), truncated: false })),
+                Err(Errno::ECONNRESET) => {
+                    return Ok(Some(Packet { len: 0, fds: Vec::new(), sender: None, truncated: false }));
+                }
                 other => break usize::try_from(other?).unwrap_or(0),
             }
         };
-        let fds = take_descriptors(&header).into_iter().map(|fd| making.keep(fd)).collect();
+        let (fds, sender) = take_control(&header);
+        let fds = fds.into_iter().map(|fd| making.keep(fd)).collect();
         let lost = header.msg_flags & libc::MSG_CTRUNC != 0;
-        Ok(Some(Packet { len, fds, truncated: lost || len > room }))
+        Ok(Some(Packet { len, fds, sender, truncated: lost || len > room }))
+    }
+
+    /// As [`recv`](Self::recv), looking again and again for a while: what is due is often there before a sleeper would have
+    /// been woken. Yielding meanwhile would be worse: with something else to run, that takes a whole time slice.
+    pub(crate) fn recv_soon(&self, buffer: &mut [u8], patience: Duration) -> nix::Result<Option<Packet>> {
+        let until = Instant::now() + patience;
+        loop {
+            let found = self.recv(buffer)?;
+            if found.is_some() || Instant::now() >= until {
+                return Ok(found);
+            }
+            (0..16).for_each(|_| std::hint::spin_loop());
+        }
     }
 
     /// Ends this side's direction: the peer sees end-of-file once it has read what was sent.
@@ -186,9 +237,9 @@ pub(crate) fn poll_readable(fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -
 }
 
 /// Takes every descriptor the kernel installed, also when it ran out of room half-way: nix gives those up for lost,
-/// and they would stay open for ever.
-fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
-    let mut fds = Vec::new();
+/// and they would stay open for ever. With them comes who sent them, if the socket was told to ask.
+fn take_control(header: &libc::msghdr) -> (Vec<OwnedFd>, Option<Credentials>) {
+    let (mut fds, mut sender) = (Vec::new(), None);
     // SAFETY: the kernel filled in `header`, whose control buffer is live; the CMSG macros walk it within the length
     // the kernel left there.
     let mut entry = unsafe { libc::CMSG_FIRSTHDR(header) };
@@ -208,14 +259,21 @@ fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
                 });
             }
         }
+        if found.cmsg_level == libc::SOL_SOCKET && found.cmsg_type == libc::SCM_CREDENTIALS {
+            // SAFETY: the kernel puts one `ucred` into an entry of this type, perhaps unaligned.
+            let libc::ucred { pid, uid, gid } =
+                unsafe { libc::CMSG_DATA(entry).cast::<libc::ucred>().read_unaligned() };
+            // 0 stands for a sender who did not say, or who lives where this process cannot see it.
+            sender = (pid != 0).then_some(Credentials { pid, uid, gid });
+        }
         // SAFETY: as for CMSG_FIRSTHDR.
         entry = unsafe { libc::CMSG_NXTHDR(header, entry) };
     }
-    fds
+    (fds, sender)
 }
 
-/// Room for as many descriptors as the kernel passes at once, so that none is lost for want of room.
-const CONTROL_BYTES: usize = 16 + 256 * size_of::<RawFd>();
+/// Room for as many descriptors as the kernel passes at once, so that none is lost for want of room, and their sender.
+const CONTROL_BYTES: usize = 16 + 256 * size_of::<RawFd>() + 32;
 
 #[repr(align(8))]
 struct ControlBuffer([u8; CONTROL_BYTES]);

@@ -4,14 +4,15 @@
 mod channels;
 mod keeping;
 
-pub(crate) use channels::{cut_area, view_area};
+pub(crate) use channels::{CutProblem, cut_area, view_area};
 pub(crate) use keeping::Keeper;
 
-use super::control::{Control, FRAME, RETURNS_PER_FRAME};
+use super::control::{AreaAt, Control, FRAME, RETURNS_PER_FRAME};
 use super::ended::{Ended, Farewell};
 use super::inbox::Inbox;
 use super::port::Port;
 use super::watch;
+use crate::shm::account::{Account, Counted};
 use crate::shm::arena::Arena;
 use crate::shm::handle::Handle;
 use crate::shm::loans::{LoanQuota, Loans};
@@ -35,9 +36,21 @@ pub(crate) struct LinkParts {
     pub(crate) socket: SeqPacket,
     pub(crate) peer_name: String,
     pub(crate) peer: Credentials,
+    pub(crate) meeting: Meeting,
     pub(crate) arena: Arena,
     pub(crate) quota: LoanQuota,
+    /// Of the peer's user, if that has a quota; and this session's place in it.
+    pub(crate) account: Option<(Arc<Account>, Counted)>,
     pub(crate) fence: Fence,
+}
+
+/// How the two came to have a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meeting {
+    /// One connected to where the other listened: the socket itself knows who they are.
+    ByName,
+    /// Somebody made a pair of sockets and gave each one: the socket knows only who made it.
+    Given,
 }
 
 /// What the floor above does with frames about channels.
@@ -348,6 +361,10 @@ impl Core {
         self.parts.peer
     }
 
+    pub(crate) fn meeting(&self) -> Meeting {
+        self.parts.meeting
+    }
+
     pub(crate) fn arena(&self) -> &Arena {
         &self.parts.arena
     }
@@ -355,6 +372,11 @@ impl Core {
     /// The peer's arena; `None` once nobody here reads it any more.
     pub(crate) fn view(&self) -> Option<Arc<View>> {
         self.view.upgrade()
+    }
+
+    /// Cuts the memory for this side's half of another channel.
+    pub(crate) fn cut_area(&self, slots: u32) -> Result<(Arc<OwnWords>, AreaAt), CutProblem> {
+        cut_area(self.arena(), slots, self.loans.account())
     }
 
     pub(crate) fn loans(&self) -> &Loans {
@@ -400,7 +422,7 @@ impl Link {
         keeper: Option<Arc<dyn Keeper>>,
     ) -> std::io::Result<Self> {
         let channels = channels.into_iter().map(|(number, area)| (number, Entry::new(area))).collect();
-        let loans = Loans::new(parts.quota);
+        let loans = Loans::new(parts.quota, parts.account.as_ref().map(|(account, _)| account.clone()));
         let core = Arc::new(Core {
             parts,
             view: Arc::downgrade(&view),

@@ -127,6 +127,11 @@ impl Socket {
         Self(fd).patient()
     }
 
+    /// One that somebody else has connected.
+    pub fn of(fd: OwnedFd) -> Self {
+        Self(fd).patient()
+    }
+
     fn patient(self) -> Self {
         setsockopt(&self.0, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE.as_secs() as i64, 0)).expect("option");
         self

@@ -3,6 +3,7 @@
 
 use super::Core;
 use crate::ring;
+use crate::shm::account::Account;
 use crate::shm::arena::{AllocError, Arena};
 use crate::shm::handle::WORD;
 use crate::shm::view::View;
@@ -166,11 +167,28 @@ impl Core {
     }
 }
 
-/// Cuts the memory for one side's half of a channel.
-pub(crate) fn cut_area(arena: &Arena, slots: u32) -> Result<(Arc<OwnWords>, AreaAt), AllocError> {
-    let block = arena.alloc(ring::area::words(slots) * WORD, AREA_ALIGN)?;
+/// Why there is no memory for a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CutProblem {
+    Alloc(AllocError),
+    /// The peer's user has as many channels as it may.
+    TooMany,
+}
+
+/// Cuts the memory for one side's half of a channel, which counts as a channel of the peer's user for as long as that
+/// memory is in use.
+pub(crate) fn cut_area(
+    arena: &Arena,
+    slots: u32,
+    account: Option<&Arc<Account>>,
+) -> Result<(Arc<OwnWords>, AreaAt), CutProblem> {
+    let counted = match account {
+        None => None,
+        Some(account) => Some(account.channel().ok_or(CutProblem::TooMany)?),
+    };
+    let block = arena.alloc(ring::area::words(slots) * WORD, AREA_ALIGN).map_err(CutProblem::Alloc)?;
     let offset = block.offset();
-    Ok((Arc::new(block.into_words()), AreaAt { offset, slots }))
+    Ok((Arc::new(block.into_words(counted)), AreaAt { offset, slots }))
 }
 
 /// Checks the peer's half of a channel.

@@ -1,0 +1,129 @@
+//! What all sessions of one user have together. Counters only: whoever takes something gives it back, dead or alive.
+
+use super::loans::{QuotaExceeded, QuotaScope};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// What all sessions that one user has with a server app may have together at a time. Without limits by default.
+///
+/// ```
+/// use strait::{ServerApp, UserQuota};
+/// let app = ServerApp::new("cache").user_quota(UserQuota { sessions: 100, bytes: 1 << 30, ..UserQuota::default() });
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserQuota {
+    /// Sessions.
+    pub sessions: usize,
+    /// Channels of all sessions.
+    pub channels: usize,
+    /// Messages on loan.
+    pub loans: usize,
+    /// Bytes on loan; a message lent twice counts twice.
+    pub bytes: u64,
+}
+
+impl Default for UserQuota {
+    fn default() -> Self {
+        Self { sessions: usize::MAX, channels: usize::MAX, loans: usize::MAX, bytes: u64::MAX }
+    }
+}
+
+/// See the module's own words.
+#[derive(Debug)]
+pub(crate) struct Account {
+    quota: UserQuota,
+    // Only the numbers are shared, nothing is published by them: relaxed throughout.
+    sessions: AtomicUsize,
+    channels: AtomicUsize,
+    loans: AtomicUsize,
+    bytes: AtomicU64,
+}
+
+/// A session, or a channel, that counts until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    account: Arc<Account>,
+    what: fn(&Account) -> &AtomicUsize,
+}
+
+impl Account {
+    pub(crate) fn new(quota: UserQuota) -> Self {
+        let (sessions, channels, loans) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { quota, sessions, channels, loans, bytes: AtomicU64::new(0) }
+    }
+
+    /// `None` if the user has as many sessions as it may.
+    pub(crate) fn session(self: &Arc<Self>) -> Option<Counted> {
+        self.count(|account| &account.sessions, self.quota.sessions)
+    }
+
+    /// `None` if the user has as many channels as it may.
+    pub(crate) fn channel(self: &Arc<Self>) -> Option<Counted> {
+        self.count(|account| &account.channels, self.quota.channels)
+    }
+
+    fn count(self: &Arc<Self>, what: fn(&Self) -> &AtomicUsize, limit: usize) -> Option<Counted> {
+        let one_more = |count: usize| (count < limit).then(|| count + 1);
+        what(self).fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Counted { account: self.clone(), what })
+    }
+
+    /// Books a loan of so many bytes.
+    #[cold]
+    pub(super) fn lend(&self, bytes: u64) -> Result<(), QuotaExceeded> {
+        let one_more = |loans: usize| (loans < self.quota.loans).then(|| loans + 1);
+        let more = |held: u64| held.checked_add(bytes).filter(|&held| held <= self.quota.bytes);
+        if self.loans.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+            return Err(self.exceeded());
+        }
+        if self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            self.loans.fetch_sub(1, Ordering::Relaxed);
+            return Err(self.exceeded());
+        }
+        Ok(())
+    }
+
+    /// So much has come back.
+    #[cold]
+    pub(super) fn give_back(&self, loans: usize, bytes: u64) {
+        self.loans.fetch_sub(loans, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn exceeded(&self) -> QuotaExceeded {
+        let (loans, bytes) = (self.loans.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
+        QuotaExceeded { scope: QuotaScope::User, loans, bytes }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.what)(&self.account).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_is_counted_until_it_is_given_back() {
+        let account = Arc::new(Account::new(UserQuota { sessions: 2, channels: 1, loans: 2, bytes: 100 }));
+        let (one, two) = (account.session().unwrap(), account.session().unwrap());
+        assert!(account.session().is_none());
+        drop(one);
+        let three = account.session().unwrap();
+        assert!(account.session().is_none());
+        // Each kind by itself.
+        let channel = account.channel().unwrap();
+        assert!(account.channel().is_none());
+        drop((two, three, channel));
+        assert!(account.channel().is_some());
+        account.lend(60).unwrap();
+        assert_eq!(account.lend(41), Err(QuotaExceeded { scope: QuotaScope::User, loans: 1, bytes: 60 }));
+        account.lend(40).unwrap();
+        assert_eq!(account.lend(0), Err(QuotaExceeded { scope: QuotaScope::User, loans: 2, bytes: 100 }));
+        account.give_back(2, 100);
+        account.lend(100).unwrap();
+    }
+}
