@@ -323,6 +323,7 @@ impl Port {
     }
 
     pub(super) fn look_for_cancelled(&self) {
+        // Partner: `is_cancelled`, which may learn it a moment later.
         self.any_cancelled.store(true, Ordering::Relaxed);
     }
 
@@ -334,13 +335,17 @@ impl Port {
     /// Counts an answer that nobody expected; the watcher tells the peer.
     #[cold]
     pub(crate) fn unexpected_here(&self) {
-        // Partner: `take_unexpected`, after disarming.
         self.unexpected.fetch_add(1, Ordering::Relaxed);
-        self.arm();
+        // Partner: `tick`, after which the count is looked at. Swapped in any case: either the watcher's swap comes after
+        // and sees the count, or this one sees that the watcher has to be told.
+        if !self.armed.swap(true, Ordering::AcqRel) {
+            self.core().owes(self.number);
+        }
     }
 
     /// How many answers were unexpected so far, if the peer does not know yet.
     pub(super) fn take_unexpected(&self) -> Option<u64> {
+        // Ordered by `tick` and `unexpected_here`; only the watcher writes `reported`.
         let count = self.unexpected.load(Ordering::Relaxed);
         (self.reported.swap(count, Ordering::Relaxed) != count).then_some(count)
     }
