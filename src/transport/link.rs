@@ -7,7 +7,7 @@ mod keeping;
 pub(crate) use channels::{CutProblem, cut_area, view_area};
 pub(crate) use keeping::Keeper;
 
-use super::control::{AreaAt, Control, FRAME, RETURNS_PER_FRAME};
+use super::control::{AreaAt, Control, FRAME};
 use super::ended::{Ended, Farewell};
 use super::inbox::Inbox;
 use super::port::Port;
@@ -28,7 +28,7 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, Weak};
 
 /// What log-in leaves behind: all that a link is made of.
@@ -262,70 +262,6 @@ impl Core {
             self.parts.socket.stop_sending();
         }
         true
-    }
-
-    // What the watcher does now and then.
-
-    /// Has the watcher look after this link for a while. A load if it does already.
-    #[inline]
-    pub(crate) fn arm(&self) {
-        // Partner: `disarm`. The work this is about was queued under a lock that the watcher takes after disarming.
-        if !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::AcqRel) {
-            self.arm_keeper();
-        }
-    }
-
-    pub(crate) fn disarm(&self) {
-        // Partner: `arm`.
-        self.armed.store(false, Ordering::Release);
-    }
-
-    /// Sends home what has been owed for a whole tick; tells whether there is more to do. Looks only at the channels
-    /// that owe something.
-    pub(crate) fn tick(&self) -> bool {
-        let mut home = std::mem::take(&mut *self.orphans.lock());
-        let numbers = std::mem::take(&mut *self.owing.lock());
-        let (mut in_slots, mut owing) = (Vec::new(), false);
-        for port in numbers.into_iter().filter_map(|number| self.port_of(number)) {
-            owing |= port.tick(&mut home) | !self.ring_due(&port);
-            if let Some(count) = port.take_unexpected() {
-                self.send(&Control::UnexpectedReplies { number: port.number(), count });
-            }
-            if port.take_returned_in_slots() {
-                in_slots.push(port);
-            }
-        }
-        owing | !self.send_home(home, &in_slots)
-    }
-
-    /// Sends handles home, and names the channels whose rings have some, as far as the socket takes it; the rest, of
-    /// which the peer's quota allows many, waits here and not in the queue. False if there is a rest.
-    fn send_home(&self, mut home: Vec<Handle>, in_slots: &[Arc<Port>]) -> bool {
-        let mut untold = in_slots.iter();
-        let mut outgoing = self.outgoing.lock();
-        while self.flush(&mut outgoing) && !(home.is_empty() && untold.len() == 0) {
-            let handles = home.split_off(home.len().saturating_sub(RETURNS_PER_FRAME));
-            let look_at = untold.next().map_or(0, |port| port.number());
-            outgoing.frames.push_back(Control::Returns { look_at, handles }.to_bytes());
-        }
-        let all = outgoing.frames.is_empty() && home.is_empty() && untold.len() == 0;
-        drop(outgoing);
-        self.orphans.lock().extend(home);
-        untold.for_each(|port| port.returned_in_slots());
-        all
-    }
-
-    /// A channel owes something: the next tick is to look at it.
-    #[cold]
-    pub(super) fn owes(&self, number: u32) {
-        self.owing.lock().push(number);
-        self.arm();
-    }
-
-    /// A handle that belongs to no channel goes home with the next frames.
-    pub(crate) fn owe(&self, handle: Handle) {
-        self.orphans.lock().push(handle);
-        self.arm();
     }
 
     // What channels leave behind.

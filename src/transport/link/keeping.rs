@@ -2,7 +2,8 @@
 //! over. Either may hand it to the other at any time; reading is one at a time, so frames keep their order.
 
 use super::Core;
-use crate::transport::control::{Control, Knock};
+use crate::shm::handle::Handle;
+use crate::transport::control::{Control, Knock, RETURNS_PER_FRAME};
 use crate::transport::port::Port;
 use crate::transport::watch;
 use nix::errno::Errno;
@@ -109,6 +110,70 @@ impl Core {
             }
         }
         kept
+    }
+
+    // What whoever keeps it does now and then.
+
+    /// Has the watcher look after this link for a while. A load if it does already.
+    #[inline]
+    pub(crate) fn arm(&self) {
+        // Partner: `disarm`. The work this is about was queued under a lock that the watcher takes after disarming.
+        if !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::AcqRel) {
+            self.arm_keeper();
+        }
+    }
+
+    pub(crate) fn disarm(&self) {
+        // Partner: `arm`.
+        self.armed.store(false, Ordering::Release);
+    }
+
+    /// Sends home what has been owed for a whole tick; tells whether there is more to do. Looks only at the channels
+    /// that owe something.
+    pub(crate) fn tick(&self) -> bool {
+        let mut home = std::mem::take(&mut *self.orphans.lock());
+        let numbers = std::mem::take(&mut *self.owing.lock());
+        let (mut in_slots, mut owing) = (Vec::new(), false);
+        for port in numbers.into_iter().filter_map(|number| self.port_of(number)) {
+            owing |= port.tick(&mut home) | !self.ring_due(&port);
+            if let Some(count) = port.take_unexpected() {
+                self.send(&Control::UnexpectedReplies { number: port.number(), count });
+            }
+            if port.take_returned_in_slots() {
+                in_slots.push(port);
+            }
+        }
+        owing | !self.send_home(home, &in_slots)
+    }
+
+    /// Sends handles home, and names the channels whose rings have some, as far as the socket takes it; the rest, of
+    /// which the peer's quota allows many, waits here and not in the queue. False if there is a rest.
+    fn send_home(&self, mut home: Vec<Handle>, in_slots: &[Arc<Port>]) -> bool {
+        let mut untold = in_slots.iter();
+        let mut outgoing = self.outgoing.lock();
+        while self.flush(&mut outgoing) && !(home.is_empty() && untold.len() == 0) {
+            let handles = home.split_off(home.len().saturating_sub(RETURNS_PER_FRAME));
+            let look_at = untold.next().map_or(0, |port| port.number());
+            outgoing.frames.push_back(Control::Returns { look_at, handles }.to_bytes());
+        }
+        let all = outgoing.frames.is_empty() && home.is_empty() && untold.len() == 0;
+        drop(outgoing);
+        self.orphans.lock().extend(home);
+        untold.for_each(|port| port.returned_in_slots());
+        all
+    }
+
+    /// A channel owes something: the next tick is to look at it.
+    #[cold]
+    pub(in crate::transport) fn owes(&self, number: u32) {
+        self.owing.lock().push(number);
+        self.arm();
+    }
+
+    /// A handle that belongs to no channel goes home with the next frames.
+    pub(crate) fn owe(&self, handle: Handle) {
+        self.orphans.lock().push(handle);
+        self.arm();
     }
 
     /// Rings at the peer's door for a channel: at once, or when the socket has room.
