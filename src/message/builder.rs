@@ -9,7 +9,6 @@ use crate::shm::block::{FreezeProblem, Frozen};
 use capnp::any_pointer;
 use capnp::message;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use thiserror::Error;
 
 /// Why a builder did not become a message.
@@ -60,7 +59,8 @@ impl From<FreezeProblem> for FreezeError {
 /// ```
 pub struct Builder<T: Schema> {
     capnp: message::Builder<ArenaSegments>,
-    blobs: Vec<Blob>,
+    /// Rare, so elsewhere.
+    blobs: Option<Box<Vec<Blob>>>,
     kind: u16,
     root: PhantomData<fn() -> T>,
 }
@@ -83,7 +83,7 @@ impl<T: Schema> Builder<T> {
 
     fn with_first_segment(arena: &Arena, words: u32) -> Self {
         let capnp = message::Builder::new(ArenaSegments::new(arena.clone(), words));
-        Self { capnp, blobs: Vec::new(), kind: 0, root: PhantomData }
+        Self { capnp, blobs: None, kind: 0, root: PhantomData }
     }
 
     /// Begins the root struct.
@@ -113,7 +113,7 @@ impl<T: Schema> Builder<T> {
     ///
     /// [`freeze`](Self::freeze) reports what cannot be.
     pub fn attach_blob(&mut self, blob: Blob) -> &mut Self {
-        self.blobs.push(blob);
+        self.blobs.get_or_insert_default().push(blob);
         self
     }
 
@@ -149,8 +149,10 @@ impl<T: Schema> Builder<T> {
             self.capnp.init_root::<any_pointer::Builder<'_>>();
         }
         let segments = self.capnp.into_allocator().finish()?;
-        let frozen =
-            if self.blobs.is_empty() { Frozen::new(segments) } else { Frozen::with_blobs(segments, self.blobs) };
-        Ok(Message::new(Arc::new(frozen?), self.kind))
+        let frozen = match self.blobs {
+            None => Frozen::new(segments),
+            Some(blobs) => Frozen::with_blobs(segments, *blobs),
+        };
+        Ok(Message::new(frozen?, self.kind))
     }
 }

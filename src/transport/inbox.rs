@@ -90,9 +90,9 @@ impl Inbox {
             let Some(payload) = self.consumer.try_pop()? else { return Ok(()) };
             self.sender.notify(|| self.consumer.producers_spot());
             match Descriptor::from_words(payload)? {
-                Descriptor::Message(envelope, returned) => {
-                    home.push(envelope.handle);
-                    returned.map_or(Ok(()), |handle| core.loans().give_back(handle))?;
+                Descriptor::Message(envelope) => {
+                    home.extend(envelope.lent_as());
+                    envelope.returned().map_or(Ok(()), |handle| core.loans().give_back(handle))?;
                 }
                 Descriptor::Returns(returned) => give_back(core, returned)?,
             }
@@ -129,10 +129,12 @@ impl Inbox {
 #[inline(always)]
 fn open_slot(port: &Port, payload: Payload) -> Result<Option<Envelope>, PeerMisbehaved> {
     match Descriptor::from_words(payload)? {
-        Descriptor::Message(envelope, returned) => {
+        Descriptor::Message(envelope) => {
             // Its first line comes from the other CPU while the rest is done here.
-            port.view().fetch(envelope.handle);
-            if let Some(handle) = returned {
+            if let Some(handle) = envelope.lent_as() {
+                port.view().fetch(handle);
+            }
+            if let Some(handle) = envelope.returned() {
                 port.core().loans().give_back(handle)?;
             }
             Ok(Some(envelope))

@@ -112,8 +112,14 @@ impl Lane {
             self.outbox.unlooked = 0;
             self.port.collect();
         }
+        if !envelope.carries_returns() {
+            if self.port.owes() >= RETURNS {
+                self.return_all();
+            }
+            return self.push(Descriptor::Message(envelope));
+        }
         let returned = self.port.pop_owed();
-        let sent = self.push(Descriptor::Message(envelope, returned));
+        let sent = self.push(Descriptor::Message(envelope.returning(returned)));
         if let (Some(handle), Ok(false)) = (returned, &sent) {
             self.port.push_front_owed(handle);
         }
