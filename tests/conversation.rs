@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Case::new("received_messages_can_be_read_again", read_again),
         Case::new("channels_at_log_in_and_later", channels),
         Case::new("many_sessions_and_channels", many),
+        Case::new("small_messages_travel_inside_their_slots", inside),
         Case::new("full_ring", full_ring),
         Case::new("full_small_ring", full_small_ring),
         Case::new("small_rings_come_and_go", small_rings),
@@ -286,6 +287,45 @@ fn both_ends(slots: u32, talk: impl FnOnce(&strait::Session, &strait::Session)) 
     talk(&ours, &theirs);
     drop((ours, theirs, server));
     place.must_be_empty();
+}
+
+fn inside() {
+    for believed in TRUSTS {
+        let place = Place::new();
+        let app = place.server().inline_max(32).allow(&client(), trust(believed)).channel::<hello::Owned>("main");
+        let server = app.clone().bind().expect("bind");
+        let connecting =
+            std::thread::spawn(move || client().inline_max(24).trust(trust(believed)).connect(&app).expect("connect"));
+        let theirs = server.accept().expect("accept");
+        let ours = connecting.join().expect("thread");
+        let mut asking = open(&ours);
+        let mut answering = theirs.accept_channel::<hello::Owned>().expect("accept");
+        // Root pointer, tag and pointer are three words, a text and its end the rest: up to 7 bytes make 32.
+        for (words, answers) in [("", "1234567"), ("1234567", "12345678"), ("12345678", "")] {
+            let (asked, before) = (words, ours.on_loan().0);
+            asking.send(&greet(&asking, asked)).expect("send");
+            // Three words and the empty text's one make 32 bytes, more than this side's limit.
+            assert_eq!(ours.on_loan().0, before + 1);
+            let question = answering.recv().expect("question");
+            assert_eq!(common::apps::words(&question), asked);
+            let before = theirs.on_loan().0;
+            answering.reply(&question, &greet(&answering, answers)).expect("reply");
+            assert_eq!(theirs.on_loan().0, before + usize::from(answers.len() > 7), "{answers}");
+            let answer = asking.recv().expect("answer");
+            assert_eq!((common::apps::words(&answer).as_str(), answer.in_reply_to()), (answers, Some(question.id())));
+        }
+        // What small messages leave no room for goes home in slots of its own.
+        for round in 0..1000 {
+            let long = greet(&asking, "more than fits a slot");
+            asking.send(&long).expect("send");
+            drop(answering.recv().expect("question"));
+            answering.send(&greet(&answering, "short")).expect("send");
+            assert_eq!(common::apps::words(&asking.recv().expect("answer")), "short", "{round}");
+            assert!(ours.on_loan().0 < 16, "{:?}", ours.on_loan());
+        }
+        drop((asking, answering, ours, theirs, server));
+        place.must_be_empty();
+    }
 }
 
 fn unread() {

@@ -30,7 +30,7 @@ use crate::transport::lane::WaitStats;
 use crate::transport::port::Port;
 use crate::transport::{Lane, LaneError};
 use crate::wait::{Deadline, Wait};
-use conversation::{Conversation, Verdict};
+use conversation::{Answers, Conversation, Verdict};
 use error::Unopened;
 use routes::KEPT_MAX;
 use shared::Shared;
@@ -78,8 +78,8 @@ pub struct Channel<T: Schema> {
 }
 
 impl<T: Schema> Channel<T> {
-    pub(crate) fn new(lane: Lane, trust: Trust) -> Self {
-        let side = Side::new(lane.port().clone(), trust);
+    pub(crate) fn new(lane: Lane, trust: Trust, inline_max: usize) -> Self {
+        let side = Side::new(lane.port().clone(), trust, inline_max);
         Self { kept: VecDeque::new(), lane, side, conversation: Conversation::default(), finished: false }
     }
 
@@ -137,7 +137,7 @@ impl<T: Schema> Channel<T> {
     fn try_send_as(&mut self, message: &Message<T>, purpose: Purpose) -> Result<u64, SendError> {
         let envelope = self.envelope(message, purpose)?;
         match self.lane.try_send(envelope) {
-            Ok(true) => Ok(self.conversation.sent(envelope.id)),
+            Ok(true) => Ok(self.conversation.sent(envelope.id())),
             Ok(false) => Err(self.side.unlend(envelope, SendError::Full)),
             Err(ended) => Err(self.side.unlend(envelope, ended.into())),
         }
@@ -251,16 +251,16 @@ impl<T: Schema> Channel<T> {
             if !self.judge(&envelope, Some(id))? {
                 continue;
             }
-            if envelope.in_reply_to != Some(id) {
+            if envelope.in_reply_to() != Some(id) {
                 let kept = self.side.keep(envelope).map_err(RequestError::Ended)?;
                 self.kept.push_back(kept);
                 self.side.port().set_kept_back(true);
                 continue;
             }
-            if envelope.flags & MORE != 0 {
+            if envelope.flags() & MORE != 0 {
                 self.conversation.give_up(id);
             }
-            return Ok(self.open(envelope)?);
+            return Ok(self.side.open(&envelope)?);
         }
     }
 
@@ -286,11 +286,11 @@ impl<T: Schema> Channel<T> {
     /// [`RecvError`], once everything that was sent has been received.
     pub fn try_recv(&mut self) -> Result<Option<Received<T>>, RecvError> {
         if let Some(kept) = self.next_kept() {
-            return Ok(Some(self.side.open(kept)?));
+            return Ok(Some(self.side.open_kept(kept)?));
         }
         while let Some(envelope) = self.lane.try_recv()? {
             if self.judge(&envelope, None)? {
-                return Ok(Some(self.open(envelope)?));
+                return Ok(Some(self.side.open(&envelope)?));
             }
         }
         Ok(None)
@@ -299,12 +299,12 @@ impl<T: Schema> Channel<T> {
     #[inline]
     fn recv_by(&mut self, mut deadline: Deadline) -> Result<Received<T>, RecvError> {
         if let Some(kept) = self.next_kept() {
-            return Ok(self.side.open(kept)?);
+            return Ok(self.side.open_kept(kept)?);
         }
         loop {
             let envelope = self.lane.recv(&mut deadline)?;
             if self.judge(&envelope, None)? {
-                return Ok(self.open(envelope)?);
+                return Ok(self.side.open(&envelope)?);
             }
         }
     }
@@ -325,13 +325,13 @@ impl<T: Schema> Channel<T> {
     /// Whether a message is to be delivered. If not, it goes home unread.
     #[inline]
     fn judge(&mut self, envelope: &Envelope, awaited: Option<u64>) -> Result<bool, Unopened> {
-        let verdict = match self.conversation.arrived(envelope.id, Kept::answers(envelope)) {
+        let verdict = match self.conversation.arrived(envelope.id(), Answers::of(envelope)) {
             Ok(verdict) => verdict,
             Err(broken) => return Err(self.side.cut_off(broken).into()),
         };
         // The one request that is under way is the awaited one; the others are answered, or given up.
-        let answers_request = envelope.in_reply_to.is_some() && envelope.flags & ASKS != 0;
-        let unexpected = answers_request && envelope.in_reply_to != awaited;
+        let answers_request = envelope.in_reply_to().is_some() && envelope.flags() & ASKS != 0;
+        let unexpected = answers_request && envelope.in_reply_to() != awaited;
         if verdict == Verdict::Deliver && !unexpected { Ok(true) } else { self.refuse(envelope, verdict) }
     }
 
@@ -342,11 +342,6 @@ impl<T: Schema> Channel<T> {
         }
         drop(self.side.keep(*envelope)?);
         Ok(false)
-    }
-
-    #[inline]
-    fn open(&self, envelope: Envelope) -> Result<Received<T>, Unopened> {
-        self.side.open(self.side.keep(envelope)?)
     }
 
     /// Ends this direction: nothing more is sent. The peer receives what was sent before and then
@@ -396,7 +391,7 @@ impl<T: Schema> Channel<T> {
     fn send_by(&mut self, message: &Message<T>, purpose: Purpose, deadline: &mut Deadline) -> Result<u64, SendError> {
         let envelope = self.envelope(message, purpose)?;
         match self.lane.send(envelope, deadline) {
-            Ok(()) => Ok(self.conversation.sent(envelope.id)),
+            Ok(()) => Ok(self.conversation.sent(envelope.id())),
             Err(LaneError::TimedOut) => Err(self.side.unlend(envelope, SendError::TimedOut)),
             Err(LaneError::Ended(ended)) => Err(self.side.unlend(envelope, ended.into())),
         }
@@ -407,7 +402,7 @@ impl<T: Schema> Channel<T> {
         if self.finished {
             return Err(SendError::Finished);
         }
-        Ok(Envelope { id: self.conversation.next_id(), ..self.side.envelope(message, purpose)? })
+        Ok(self.side.envelope(message, purpose)?.numbered(self.conversation.next_id()))
     }
 }
 

@@ -89,7 +89,7 @@ impl<T: Schema> Polled<T> {
         waiting: &mut Waiting<T>,
     ) -> Poll<Result<Received<T>, RequestError>> {
         let why = match std::task::ready!(self.poll_at(cx, waiting)) {
-            Ok(kept) => return Poll::Ready(Ok(self.shared.side.open(kept)?)),
+            Ok(kept) => return Poll::Ready(Ok(self.shared.side.open_kept(kept)?)),
             Err(Idle::Backlog) => return Poll::Ready(Err(RequestError::Backlog)),
             Err(Idle::TimedOut | Idle::Over) => NoMessage::TimedOut,
             Err(Idle::Finished) => NoMessage::Finished,

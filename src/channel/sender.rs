@@ -188,7 +188,7 @@ impl<T: Schema> Sender<T> {
         let id = self.shared().send(message, Purpose::REQUEST, Some(Wanted::One), &mut room)?;
         let Room::By(mut deadline) = room else { unreachable!("made above") };
         let why = match self.shared().wait_at(Place::Request(id), &mut deadline) {
-            Ok(kept) => return Ok(self.shared().side.open(kept)?),
+            Ok(kept) => return Ok(self.shared().side.open_kept(kept)?),
             Err(Idle::Backlog) => {
                 self.shared().leave(Place::Request(id));
                 return Err(RequestError::Backlog);

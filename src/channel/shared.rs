@@ -4,6 +4,7 @@
 //! that find no room do the same with the sending role.
 
 use super::Channel;
+use super::conversation::Answers;
 use super::error::{DrainError, ExpectError, RecvError, SendError, finished};
 use super::receiver::Receiver;
 use super::routes::{KEPT_MAX, Matches, Place, Routed, Routes, Taken, Wanted};
@@ -79,7 +80,7 @@ pub(super) enum Room {
 impl<T: Schema> Shared<T> {
     pub(super) fn split(channel: Channel<T>) -> (Sender<T>, Receiver<T>) {
         let Channel { kept, lane, side, conversation, finished } = channel;
-        let kept = kept.into_iter().map(|kept| (kept.envelope.id, kept));
+        let kept = kept.into_iter().map(|kept| (kept.envelope.id(), kept));
         let shared = Arc::new(Self {
             wait: lane.strategy(),
             state: Mutex::new(State {
@@ -137,7 +138,7 @@ impl<T: Schema> Shared<T> {
         let Some(lane) = &mut state.lane else { return Err(SendError::Full) };
         // Counted first: the answer may be here before this returns.
         let id = state.routes.send(wanted);
-        let sent = lane.try_send(Envelope { id, ..envelope });
+        let sent = lane.try_send(envelope.numbered(id));
         if !matches!(sent, Ok(true)) {
             state.routes.unsend(id);
         }
@@ -350,8 +351,8 @@ impl<T: Schema> Shared<T> {
 
     fn route(&self, state: &mut State, envelope: Envelope) -> Result<(), EndedError> {
         let kept = self.side.keep(envelope)?;
-        let answers = Kept::answers(&envelope);
-        let routed = state.routes.arrived(envelope.id, answers, kept, |kept| kept.tag(self.union?));
+        let answers = Answers::of(&envelope);
+        let routed = state.routes.arrived(envelope.id(), answers, kept, |kept| kept.tag(self.union?));
         match routed.map_err(|broken| self.side.cut_off(broken))? {
             Routed::Kept(place) => wake(state, place),
             // Dropped, it goes home.
@@ -417,7 +418,7 @@ impl<T: Schema> Shared<T> {
         peer_finished: PeerFinished,
     ) -> Result<Received<T>, RecvError> {
         match found {
-            Ok(kept) => Ok(self.side.open(kept)?),
+            Ok(kept) => Ok(self.side.open_kept(kept)?),
             Err(Idle::TimedOut) => Err(RecvError::TimedOut),
             Err(Idle::Backlog) => Err(RecvError::Backlog),
             Err(Idle::Over) => Err(RecvError::Finished),

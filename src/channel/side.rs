@@ -4,30 +4,34 @@ use super::conversation::Answers;
 use super::error::{SendError, Unopened};
 use crate::message::{Builder, Marks, Message, OpenProblem, Opening, Received, Schema, Shelf, Trust, Union};
 use crate::shm::arena::Arena;
+use crate::shm::handle::{Handle, WORD};
 use crate::shm::loans::LendProblem;
 use crate::shm::view::Borrowed;
 use crate::sys::misbehaved::PeerMisbehaved;
-use crate::transport::descriptor::{ASKS, Envelope, MORE};
+use crate::transport::descriptor::{ASKS, Cargo, Envelope, MORE};
 use crate::transport::ended::EndedError;
 use crate::transport::port::Port;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// See the module's own words.
 pub(super) struct Side<T: Schema> {
     port: Arc<Port>,
     trust: Trust,
     shelf: Arc<Shelf>,
+    /// Messages of up to so many words travel inside their slots.
+    inside: usize,
     /// What no other channel of this process has.
-    serial: u64,
+    serial: u32,
     root: PhantomData<fn() -> T>,
 }
 
 /// A message that came and waits to be opened. Goes home unread if it is dropped.
 pub(super) struct Kept {
     pub(super) envelope: Envelope,
-    borrowed: Borrowed,
+    /// `None` for what is inside the envelope itself.
+    borrowed: Option<Borrowed>,
 }
 
 /// What a message is sent for.
@@ -52,11 +56,11 @@ pub(super) enum Reply {
 }
 
 impl<T: Schema> Side<T> {
-    pub(super) fn new(port: Arc<Port>, trust: Trust) -> Self {
+    pub(super) fn new(port: Arc<Port>, trust: Trust, inline_max: usize) -> Self {
         // From 1: what came with no channel says 0.
-        static SERIALS: AtomicU64 = AtomicU64::new(1);
+        static SERIALS: AtomicU32 = AtomicU32::new(1);
         let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
-        Self { port, trust, shelf: Arc::default(), serial, root: PhantomData }
+        Self { port, trust, shelf: Arc::default(), inside: inline_max / WORD, serial, root: PhantomData }
     }
 
     #[inline]
@@ -93,7 +97,7 @@ impl<T: Schema> Side<T> {
         request.channel() == self.serial && self.port.is_cancelled(request.id())
     }
 
-    /// Lends a message to the peer and addresses it, all but its number.
+    /// Lends a message to the peer, or puts it inside if it is that small, and addresses it, all but its number.
     #[inline]
     pub(super) fn envelope(&self, message: &Message<T>, purpose: Purpose) -> Result<Envelope, SendError> {
         let core = self.port.core();
@@ -104,17 +108,15 @@ impl<T: Schema> Side<T> {
         if !self.port.is_open() {
             return Err(SendError::Ended(self.port.error()));
         }
-        Ok(Envelope {
-            id: 0,
-            in_reply_to: purpose.in_reply_to,
-            handle: core.loans().lend(frozen).map_err(|problem| self.not_lent(problem))?,
-            // At most 512, or it would not be frozen.
-            segments: frozen.segment_count() as u16,
-            flags: purpose.flags,
-            // At most 255, likewise.
-            blobs: frozen.blobs().len() as u8,
-            kind: message.kind(),
-        })
+        let envelope = match frozen.inside(self.inside) {
+            Some((words, count)) => Envelope::inside(words, count),
+            None => {
+                let handle = core.loans().lend(frozen).map_err(|problem| self.not_lent(problem))?;
+                // At most 512 and 255, or it would not be frozen.
+                Envelope::lent(handle, frozen.segment_count() as u16, frozen.blobs().len() as u8)
+            }
+        };
+        Ok(envelope.marked(purpose.flags, message.kind(), purpose.in_reply_to))
     }
 
     #[cold]
@@ -128,34 +130,65 @@ impl<T: Schema> Side<T> {
     /// What was not sent is not on loan either.
     #[cold]
     pub(super) fn unlend(&self, envelope: Envelope, error: SendError) -> SendError {
-        // Already reclaimed if the session ended meanwhile.
-        let _ = self.port.core().loans().give_back(envelope.handle);
+        if let Some(handle) = envelope.lent_as() {
+            // Already reclaimed if the session ended meanwhile.
+            let _ = self.port.core().loans().give_back(handle);
+        }
         error
     }
 
     /// Borrows what came, so that it goes home whatever happens to it.
     #[inline]
     pub(super) fn keep(&self, envelope: Envelope) -> Result<Kept, EndedError> {
-        match Borrowed::new(envelope.handle, self.port.clone()) {
+        match envelope.lent_as().map(|handle| self.borrow(handle)).transpose() {
             Ok(borrowed) => Ok(Kept { envelope, borrowed }),
             Err(broken) => Err(self.cut_off(broken)),
         }
     }
 
     #[inline]
-    pub(super) fn open(&self, kept: Kept) -> Result<Received<T>, Unopened> {
-        let Kept { envelope: Envelope { segments, blobs, flags, kind, id, in_reply_to, .. }, borrowed } = kept;
-        let is = |flag| flags & flag != 0;
-        let marks = Marks { kind, asks: is(ASKS) && in_reply_to.is_none(), more: is(MORE) && in_reply_to.is_some() };
-        let opening = Opening { borrowed, segments, id, in_reply_to, channel: self.serial, marks };
-        let opened = match blobs {
+    fn borrow(&self, handle: Handle) -> Result<Borrowed, PeerMisbehaved> {
+        Borrowed::new(handle, self.port.clone())
+    }
+
+    /// Opens what was kept.
+    pub(super) fn open_kept(&self, kept: Kept) -> Result<Received<T>, Unopened> {
+        match kept.borrowed {
+            Some(borrowed) => self.open_borrowed(&kept.envelope, borrowed),
+            None => self.open(&kept.envelope),
+        }
+    }
+
+    /// Opens what has just come.
+    #[inline]
+    pub(super) fn open(&self, envelope: &Envelope) -> Result<Received<T>, Unopened> {
+        match envelope.cargo() {
+            Cargo::Lent(handle) => match self.borrow(handle) {
+                Ok(borrowed) => self.open_borrowed(envelope, borrowed),
+                Err(broken) => Err(self.cut_off(broken).into()),
+            },
+            Cargo::Inside(words, count) => Ok(Received::inside(words, count, self.marks(envelope), self.trust)),
+        }
+    }
+
+    #[inline]
+    fn open_borrowed(&self, envelope: &Envelope, borrowed: Borrowed) -> Result<Received<T>, Unopened> {
+        let opening = Opening { borrowed, segments: envelope.segments(), marks: self.marks(envelope) };
+        let opened = match envelope.blobs() {
             0 => Received::open(opening, self.trust, &self.shelf),
-            _ => Received::open_with(opening, blobs, self.trust, &self.shelf),
+            blobs => Received::open_with(opening, blobs, self.trust, &self.shelf),
         };
         opened.map_err(|problem| match problem {
             OpenProblem::Peer(broken) => self.cut_off(broken).into(),
             OpenProblem::NoMemory(bytes) => Unopened::NoMemory(bytes),
         })
+    }
+
+    #[inline]
+    fn marks(&self, envelope: &Envelope) -> Marks {
+        let (in_reply_to, is) = (envelope.in_reply_to().unwrap_or(0), |flag| envelope.flags() & flag != 0);
+        let (asks, more) = (is(ASKS) && in_reply_to == 0, is(MORE) && in_reply_to != 0);
+        Marks { id: envelope.id(), in_reply_to, channel: self.serial, kind: envelope.kind(), asks, more }
     }
 
     #[cold]
@@ -165,15 +198,21 @@ impl<T: Schema> Side<T> {
     }
 }
 
-impl Kept {
-    /// What it says of itself if it is an answer.
+impl Answers {
+    /// What a message says of itself if it is an answer.
     #[inline]
-    pub(super) fn answers(envelope: &Envelope) -> Option<Answers> {
-        envelope.in_reply_to.map(|to| Answers { to, more: envelope.flags & MORE != 0 })
+    pub(super) fn of(envelope: &Envelope) -> Option<Self> {
+        envelope.in_reply_to().map(|to| Self { to, more: envelope.flags() & MORE != 0 })
     }
+}
 
+impl Kept {
     /// `None` if it has none, or is none: whoever opens it learns that.
     pub(super) fn tag(&self, union: Union) -> Option<u16> {
-        union.tag(&self.borrowed, self.envelope.segments, self.envelope.blobs).ok().flatten()
+        match (&self.borrowed, self.envelope.cargo()) {
+            (Some(borrowed), _) => union.tag(borrowed, self.envelope.segments(), self.envelope.blobs()).ok().flatten(),
+            (None, Cargo::Inside(words, count)) => union.tag_inside(words.get(..count)?),
+            (None, Cargo::Lent(_)) => None,
+        }
     }
 }

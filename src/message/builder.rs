@@ -9,7 +9,6 @@ use crate::shm::block::{FreezeProblem, Frozen};
 use capnp::any_pointer;
 use capnp::message;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use thiserror::Error;
 
 /// Why a builder did not become a message.
@@ -151,6 +150,6 @@ impl<T: Schema> Builder<T> {
         let segments = self.capnp.into_allocator().finish()?;
         let frozen =
             if self.blobs.is_empty() { Frozen::new(segments) } else { Frozen::with_blobs(segments, self.blobs) };
-        Ok(Message::new(Arc::new(frozen?), self.kind))
+        Ok(Message::new(frozen?, self.kind))
     }
 }

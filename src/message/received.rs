@@ -3,7 +3,7 @@
 use super::schema::Schema;
 use super::trust::Trust;
 use crate::shm::blob::ReceivedBlob;
-use crate::shm::block::MAX_SEGMENTS;
+use crate::shm::block::{INSIDE_WORDS, MAX_SEGMENTS};
 use crate::shm::view::{Borrowed, Place};
 use crate::sys::fork;
 use crate::sys::misbehaved::PeerMisbehaved;
@@ -36,9 +36,6 @@ use std::sync::Arc;
 /// ```
 pub struct Received<T: Schema> {
     reader: Reader<Segments>,
-    id: u64,
-    in_reply_to: Option<u64>,
-    channel: u64,
     /// Rare, so elsewhere.
     attached: Option<Box<Attached>>,
     fork: u32,
@@ -46,20 +43,21 @@ pub struct Received<T: Schema> {
     root: PhantomData<fn() -> T>,
 }
 
-/// What a slot says about a message, and what its channel knows.
+/// What there is to open.
 pub(crate) struct Opening {
     pub(crate) borrowed: Borrowed,
     pub(crate) segments: u16,
-    pub(crate) id: u64,
-    pub(crate) in_reply_to: Option<u64>,
-    /// This process's own number for the channel.
-    pub(crate) channel: u64,
     pub(crate) marks: Marks,
 }
 
-/// What a message's sender says about it beside the message.
+/// What a slot says about a message, and what its channel knows. Small, because it is moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Marks {
+    pub(crate) id: u64,
+    /// 0 if it answers nothing.
+    pub(crate) in_reply_to: u64,
+    /// This process's own number for the channel.
+    pub(crate) channel: u32,
     /// In the application's own numbering.
     pub(crate) kind: u16,
     /// Its sender waits for an answer.
@@ -108,23 +106,22 @@ impl<T: Schema> Received<T> {
     /// Checks where a message's segments lie, and copies them if the lender is not believed.
     #[inline]
     pub(crate) fn open(opening: Opening, trust: Trust, shelf: &Arc<Shelf>) -> Result<Self, OpenProblem> {
-        let Opening { borrowed, segments, id, in_reply_to, channel, marks } = opening;
+        let Opening { borrowed, segments, marks } = opening;
         let (segments, options) = match (segments, trust.copy_limit()) {
             (1, None) => (Segments::InPlace(borrowed), BELIEVED),
             (count, None) => (Segments::several(borrowed, count)?, BELIEVED),
             (count, Some(limit)) => Segments::copied(borrowed, count, limit, shelf)?,
         };
         let reader = Reader::new(segments, options);
-        Ok(Self {
-            reader,
-            id,
-            in_reply_to,
-            channel,
-            attached: None,
-            fork: fork::generation(),
-            marks,
-            root: PhantomData,
-        })
+        Ok(Self { reader, attached: None, fork: fork::generation(), marks, root: PhantomData })
+    }
+
+    /// A message that came inside its slot, and so is a copy already.
+    #[inline]
+    pub(crate) fn inside(words: [u64; INSIDE_WORDS], count: usize, marks: Marks, trust: Trust) -> Self {
+        let options = if trust.copy_limit().is_some() { doubted(count) } else { BELIEVED };
+        let reader = Reader::new(Segments::Inside(words, count), options);
+        Self { reader, attached: None, fork: fork::generation(), marks, root: PhantomData }
     }
 
     /// As [`open`](Self::open), for a message that something travels with.
@@ -135,11 +132,11 @@ impl<T: Schema> Received<T> {
         trust: Trust,
         shelf: &Arc<Shelf>,
     ) -> Result<Self, OpenProblem> {
-        let Opening { borrowed, segments, id, in_reply_to, channel, marks } = opening;
+        let Opening { borrowed, segments, marks } = opening;
         let (segments, options, blobs) = Segments::with_blobs(borrowed, segments, blobs, trust, shelf)?;
         let attached = Some(Box::new(Attached { blobs }));
         let reader = Reader::new(segments, options);
-        Ok(Self { reader, id, in_reply_to, channel, attached, fork: fork::generation(), marks, root: PhantomData })
+        Ok(Self { reader, attached, fork: fork::generation(), marks, root: PhantomData })
     }
 
     /// The root struct.
@@ -158,13 +155,13 @@ impl<T: Schema> Received<T> {
     /// Its number among the messages of its direction, from 1.
     #[must_use]
     pub fn id(&self) -> u64 {
-        self.id
+        self.marks.id
     }
 
     /// The number of this side's message that it answers, if it is an answer.
     #[must_use]
     pub fn in_reply_to(&self) -> Option<u64> {
-        self.in_reply_to
+        (self.marks.in_reply_to != 0).then_some(self.marks.in_reply_to)
     }
 
     /// The blobs that came with it, in the order they were attached. They stay on loan where the message itself is
@@ -193,8 +190,8 @@ impl<T: Schema> Received<T> {
         self.marks.more
     }
 
-    pub(crate) fn channel(&self) -> u64 {
-        self.channel
+    pub(crate) fn channel(&self) -> u32 {
+        self.marks.channel
     }
 
     /// How many bytes it has in all, blobs not counted.
@@ -206,7 +203,10 @@ impl<T: Schema> Received<T> {
 
 impl<T: Schema> std::fmt::Debug for Received<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Received").field("id", &self.id).field("in_reply_to", &self.in_reply_to).finish_non_exhaustive()
+        f.debug_struct("Received")
+            .field("id", &self.marks.id)
+            .field("in_reply_to", &self.in_reply_to())
+            .finish_non_exhaustive()
     }
 }
 
@@ -262,17 +262,26 @@ fn table(borrowed: &Borrowed, entries: usize) -> Option<Vec<u64>> {
 enum Segments {
     /// The one that the handle names.
     InPlace(Borrowed),
-    Several(Borrowed, Box<[Place]>),
+    Several(Box<(Borrowed, Box<[Place]>)>),
     /// With blobs on the same loan.
     Shared(Arc<Borrowed>, Box<[Place]>),
     Copied(Box<Copied>),
+    /// One of so many words, which came inside its slot.
+    Inside([u64; INSIDE_WORDS], usize),
+}
+
+/// How a copy of so many words may be walked. Several pointers to one object make a small message a large one to walk.
+/// Cap'n Proto counts over all reading of a message, so the limit leaves room for reading it again.
+fn doubted(words: usize) -> ReaderOptions {
+    let walk = words.saturating_mul(16).saturating_add(WALK_MIN);
+    ReaderOptions { traversal_limit_in_words: Some(walk), nesting_limit: 32 }
 }
 
 impl Segments {
     #[cold]
     fn several(borrowed: Borrowed, count: u16) -> Result<Self, PeerMisbehaved> {
         let places = places(&borrowed, count)?.into_boxed_slice();
-        Ok(Self::Several(borrowed, places))
+        Ok(Self::Several(Box::new((borrowed, places))))
     }
 
     fn copied(
@@ -291,10 +300,7 @@ impl Segments {
         shelf: &Arc<Shelf>,
     ) -> Result<(Self, ReaderOptions), OpenProblem> {
         let copy = Copied::new(borrowed, places, limit, shelf.clone())?;
-        // Several pointers to one object make a small message a large one to walk. Cap'n Proto counts over all reading
-        // of a message, so the limit leaves room for reading it again.
-        let walk = copy.words.len().saturating_mul(16).saturating_add(WALK_MIN);
-        let options = ReaderOptions { traversal_limit_in_words: Some(walk), nesting_limit: 32 };
+        let options = doubted(copy.words.len());
         Ok((Self::Copied(Box::new(copy)), options))
     }
 
@@ -328,22 +334,35 @@ impl Segments {
 impl ReaderSegments for Segments {
     #[inline]
     fn get_segment(&self, index: u32) -> Option<&[u8]> {
-        let (borrowed, place) = match self {
-            Self::InPlace(borrowed) => (borrowed, (index == 0).then(|| borrowed.whole())?),
-            Self::Several(borrowed, places) => (borrowed, *places.get(index as usize)?),
-            Self::Shared(loan, places) => (&**loan, *places.get(index as usize)?),
-            Self::Copied(copy) => return copy.segment(index as usize),
-        };
-        // SAFETY: made only where the trust in this lender was vouched for: `Trust::in_place`.
-        Some(unsafe { borrowed.bytes(place) })
+        match self {
+            // SAFETY: made only where the trust in this lender was vouched for: `Trust::in_place`.
+            Self::InPlace(borrowed) if index == 0 => Some(unsafe { borrowed.bytes(borrowed.whole()) }),
+            _ => self.get_rarer(index),
+        }
     }
 
     fn len(&self) -> usize {
         match self {
             Self::InPlace(_) => 1,
-            Self::Several(_, places) | Self::Shared(_, places) => places.len(),
+            Self::Several(several) => several.1.len(),
+            Self::Shared(_, places) => places.len(),
             Self::Copied(copy) => copy.ends.len(),
+            Self::Inside(..) => 1,
         }
+    }
+}
+
+impl Segments {
+    fn get_rarer(&self, index: u32) -> Option<&[u8]> {
+        let (borrowed, place) = match self {
+            Self::InPlace(_) => return None,
+            Self::Several(several) => (&several.0, *several.1.get(index as usize)?),
+            Self::Shared(loan, places) => (&**loan, *places.get(index as usize)?),
+            Self::Copied(copy) => return copy.segment(index as usize),
+            Self::Inside(words, count) => return words.get(..*count).filter(|_| index == 0).map(as_bytes),
+        };
+        // SAFETY: made only where the trust in this lender was vouched for: `Trust::in_place`.
+        Some(unsafe { borrowed.bytes(place) })
     }
 }
 

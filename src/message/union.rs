@@ -35,6 +35,12 @@ impl Union {
         Ok(self.find(words))
     }
 
+    /// The tag of a message of one segment that consists of these words.
+    pub(crate) fn tag_inside(self, message: &[u64]) -> Option<u16> {
+        let word = |segment: usize, index: u64| message.get(usize::try_from(index).ok()?).filter(|_| segment == 0);
+        self.find(|segment, index| word(segment, index).copied().map(u64::from_le))
+    }
+
     /// The tag of a message whose words are these, by segment and place.
     fn find(self, words: impl Fn(usize, u64) -> Option<u64>) -> Option<u16> {
         let root = words(0, 0)?;

@@ -90,7 +90,7 @@ impl Offer {
                 let home = Arc::new(self.session.link().clone());
                 let opened = Borrowed::new(handle, home).map_err(OpenProblem::Peer).and_then(|borrowed| {
                     let marks = Marks::default();
-                    let opening = Opening { borrowed, segments, id: 0, in_reply_to: None, channel: 0, marks };
+                    let opening = Opening { borrowed, segments, marks };
                     let trust = self.session.trust().at_most(METADATA_MAX as u64);
                     let received = Received::<M>::open(opening, trust, &Arc::default())?;
                     let (bytes, limit) = (received.size() as u64, METADATA_MAX as u64);

@@ -48,6 +48,7 @@ pub struct Session {
     desk: Arc<Desk>,
     trust: Trust,
     wait: Wait,
+    inline_max: usize,
 }
 
 /// What a process runs, as far as it can be seen.
@@ -73,7 +74,7 @@ impl Session {
         let desk = Desk::new(side, Manners::of(options), opened);
         let link = Link::new(parts, view, channels, Box::new(AtDesk(desk.clone())), keeper)?;
         answers.iter().for_each(|answer| link.core().send(answer));
-        Ok(Self { link, desk, trust, wait: options.wait })
+        Ok(Self { link, desk, trust, wait: options.wait, inline_max: options.inline_max })
     }
 
     /// Opens a channel. Under a name that the peer serves it is there at once if it was opened in the log-in
@@ -413,7 +414,7 @@ impl Session {
 
     fn channel<T: Schema>(&self, half: Half) -> Channel<T> {
         let Half { number, spec, own, peer } = half;
-        Channel::new(Lane::new(&self.link, number, spec.name, own, peer, self.wait), self.trust)
+        Channel::new(Lane::new(&self.link, number, spec.name, own, peer, self.wait), self.trust, self.inline_max)
     }
 
     pub(super) fn ended(&self) -> ChannelError {

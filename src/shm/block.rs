@@ -81,8 +81,23 @@ impl Drop for Block {
 #[derive(Debug)]
 pub(crate) struct Segments {
     arena: Arena,
-    /// With the words in use.
-    pieces: SmallVec<[(Piece, usize); 1]>,
+    pieces: SmallVec<[Segment; 1]>,
+}
+
+/// One of them. Small, because it moves with its message: Cap'n Proto counts words in 32 bits.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    start: NonNull<u8>,
+    words: u32,
+    /// How many of them are in use.
+    used: u32,
+}
+
+impl Segment {
+    #[inline]
+    fn piece(self) -> Piece {
+        Piece { start: self.start, bytes: self.words as usize * WORD, align: WORD }
+    }
 }
 
 // SAFETY: as for `Block`.
@@ -98,25 +113,26 @@ impl Segments {
     /// Adds a zeroed piece of `words` words.
     #[inline]
     pub(crate) fn add(&mut self, words: u32) -> Result<Piece, AllocError> {
+        let words = words.max(1);
         let piece = self.arena.cut(words as usize * WORD, WORD)?;
-        self.pieces.push((piece, 0));
+        self.pieces.push(Segment { start: piece.start, words, used: 0 });
         Ok(piece)
     }
 
     /// Notes how many words from `start` are in use; false if no piece begins there.
     #[inline]
     pub(crate) fn used(&mut self, start: NonNull<u8>, words: u32) -> bool {
-        let found = self.pieces.iter_mut().find(|(piece, _)| piece.start == start);
+        let found = self.pieces.iter_mut().find(|segment| segment.start == start);
         // A segment that nothing was put into still has its first, zero word: no name is of nothing.
-        found.map(|(_, used)| *used = words.max(1) as usize).is_some()
+        found.map(|segment| segment.used = words.max(1)).is_some()
     }
 }
 
 impl Drop for Segments {
     fn drop(&mut self) {
-        for &(piece, _) in &self.pieces {
-            // SAFETY: the piece came from this arena, and its only owner is being dropped.
-            unsafe { self.arena.free(piece) };
+        for segment in &self.pieces {
+            // SAFETY: `add` cut this piece from this arena, and its only owner is being dropped.
+            unsafe { self.arena.free(segment.piece()) };
         }
     }
 }
@@ -125,11 +141,21 @@ impl Drop for Segments {
 #[derive(Debug)]
 pub(crate) struct Frozen {
     segments: Segments,
-    /// With more than one segment, or any blob: where each begins and how long it is, two words each. Segments first, in
-    /// words; then blobs, in bytes.
-    table: Option<Block>,
+    /// With more than one segment, or any blob.
+    rest: Option<Box<Rest>>,
+}
+
+/// What few messages have.
+#[derive(Debug)]
+struct Rest {
+    /// Where each segment and blob begins and how long it is, two words each. Segments first, in words; then blobs, in
+    /// bytes.
+    table: Block,
     blobs: Box<[Blob]>,
 }
+
+/// The longest message that may cross without being lent: what a slot has room for.
+pub(crate) const INSIDE_WORDS: usize = 4;
 
 /// More would not fit a slot's count; Cap'n Proto itself draws the line at 512.
 pub(crate) const MAX_SEGMENTS: usize = 512;
@@ -150,19 +176,17 @@ pub(crate) enum FreezeProblem {
 impl Frozen {
     /// `segments` must be one or more, each using at least one word.
     #[inline]
-    pub(crate) fn new(segments: Segments) -> Result<Self, FreezeProblem> {
-        debug_assert!(segments.pieces.iter().all(|&(_, used)| used > 0));
-        let table = match segments.pieces.len() {
-            1 => None,
-            2..=MAX_SEGMENTS => Some(Self::table(&segments, &[]).map_err(FreezeProblem::Alloc)?),
-            count => return Err(FreezeProblem::Segments(count)),
-        };
-        Ok(Self { segments, table, blobs: Box::default() })
+    pub(crate) fn new(segments: Segments) -> Result<Arc<Self>, FreezeProblem> {
+        debug_assert!(segments.pieces.iter().all(|segment| segment.used > 0));
+        match segments.pieces.len() {
+            1 => Ok(Arc::new(Self { segments, rest: None })),
+            _ => Self::with_blobs(segments, Vec::new()),
+        }
     }
 
-    /// As [`new`](Self::new), with one blob or more.
+    /// As [`new`](Self::new), with blobs.
     #[cold]
-    pub(crate) fn with_blobs(segments: Segments, blobs: Vec<Blob>) -> Result<Self, FreezeProblem> {
+    pub(crate) fn with_blobs(segments: Segments, blobs: Vec<Blob>) -> Result<Arc<Self>, FreezeProblem> {
         match segments.pieces.len() {
             1..=MAX_SEGMENTS => {}
             count => return Err(FreezeProblem::Segments(count)),
@@ -173,13 +197,14 @@ impl Frozen {
         if !blobs.iter().all(|blob| blob.arena().same(&segments.arena)) {
             return Err(FreezeProblem::ForeignBlob);
         }
-        let table = Some(Self::table(&segments, &blobs).map_err(FreezeProblem::Alloc)?);
-        Ok(Self { segments, table, blobs: blobs.into() })
+        let table = Self::table(&segments, &blobs).map_err(FreezeProblem::Alloc)?;
+        Ok(Arc::new(Self { segments, rest: Some(Box::new(Rest { table, blobs: blobs.into() })) }))
     }
 
     fn table(segments: &Segments, blobs: &[Blob]) -> Result<Block, AllocError> {
         let table = segments.arena.alloc((segments.pieces.len() + blobs.len()) * 2 * WORD, WORD)?;
-        let pieces = segments.pieces.iter().map(|&(piece, used)| [segments.arena.offset_of(piece), used as u64]);
+        let place = |segment: &Segment| [segments.arena.offset_of(segment.piece()), u64::from(segment.used)];
+        let pieces = segments.pieces.iter().map(place);
         let bytes = blobs.iter().map(|blob| [blob.offset(), blob.len() as u64]);
         for (index, words) in pieces.chain(bytes).enumerate() {
             let entry = table.piece.start.cast::<[u64; 2]>();
@@ -198,9 +223,9 @@ impl Frozen {
     /// What a handle has to name, in words: the segment itself, or the table of several.
     #[inline]
     pub(crate) fn place(&self) -> (u64, u64) {
-        match (&self.table, self.segments.pieces.first()) {
-            (Some(table), _) => (table.offset(), table.piece.words() as u64),
-            (None, Some(&(piece, used))) => (self.segments.arena.offset_of(piece), used as u64),
+        match (&self.rest, self.segments.pieces.first()) {
+            (Some(rest), _) => (rest.table.offset(), rest.table.piece.words() as u64),
+            (None, Some(segment)) => (self.segments.arena.offset_of(segment.piece()), u64::from(segment.used)),
             (None, None) => unreachable!("`new` refuses what has no segments"),
         }
     }
@@ -210,27 +235,39 @@ impl Frozen {
         self.segments.pieces.len()
     }
 
+    /// Its words and how many, if it is one segment of at most so many and nothing else.
+    #[inline]
+    pub(crate) fn inside(&self, limit: usize) -> Option<([u64; INSIDE_WORDS], usize)> {
+        let used = self.segments.pieces.first()?.used as usize;
+        if used > limit.min(INSIDE_WORDS) || self.rest.is_some() {
+            return None;
+        }
+        let (words, _) = self.segment(0)?.as_chunks::<WORD>();
+        let word = |index| words.get(index).map_or(0, |word| u64::from_ne_bytes(*word));
+        Some((std::array::from_fn(word), used))
+    }
+
     /// The bytes of segment `index`, which nobody writes while `self` lives.
     pub(crate) fn segment(&self, index: usize) -> Option<&[u8]> {
-        let &(piece, used) = self.segments.pieces.get(index).filter(|_| !self.segments.arena.is_forked())?;
+        let &Segment { start, used, .. } =
+            self.segments.pieces.get(index).filter(|_| !self.segments.arena.is_forked())?;
         // SAFETY: `used` words of the piece are initialised (pieces come zeroed), live as long as `self`, and are
         // written by nobody: this process gave up its writer to make `self`, and no other process has ever had one.
-        Some(unsafe { std::slice::from_raw_parts(piece.start.as_ptr(), used * WORD) })
+        Some(unsafe { std::slice::from_raw_parts(start.as_ptr(), used as usize * WORD) })
     }
 
     #[inline]
     pub(crate) fn blobs(&self) -> &[Blob] {
-        &self.blobs
+        self.rest.as_ref().map_or(&[], |rest| &rest.blobs)
     }
 
     /// What it keeps from being used otherwise.
     #[inline]
     pub(crate) fn bytes(&self) -> u64 {
-        let segments = self.segments.pieces.iter().map(|(piece, _)| piece.bytes as u64).sum();
-        if self.blobs.is_empty() {
-            segments
-        } else {
-            self.blobs.iter().map(Blob::allocated).fold(segments, u64::saturating_add)
+        let segments = self.segments.pieces.iter().map(|segment| u64::from(segment.words) * WORD as u64).sum();
+        match &self.rest {
+            None => segments,
+            Some(rest) => rest.blobs.iter().map(Blob::allocated).fold(segments, u64::saturating_add),
         }
     }
 }

@@ -24,7 +24,7 @@ fn message(arena: &Arena, segments: &[u32]) -> Arc<Frozen> {
         let piece = pieces.add(words).unwrap();
         assert!(pieces.used(piece.start, words));
     }
-    Arc::new(Frozen::new(pieces).unwrap_or_else(|problem| panic!("{problem:?}")))
+    Frozen::new(pieces).unwrap_or_else(|problem| panic!("{problem:?}"))
 }
 
 fn loans(loans: usize, bytes: u64) -> Loans {

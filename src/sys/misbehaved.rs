@@ -37,6 +37,9 @@ pub enum PeerMisbehaved {
         /// The arena the peer announced.
         expected: u32,
     },
+    /// A message inside a slot claims no words, or more than fit.
+    #[error("message of {0} words inside a slot")]
+    InsideLength(u16),
     /// A message, or a slot of returns, that names no memory.
     #[error("a slot without a handle")]
     NoHandle,

@@ -1,40 +1,37 @@
 //! What the seven payload words of a slot mean. Pure: words in, a checked value out.
 //!
-//! | word | message | returns |
-//! |---|---|---|
-//! | 0 | kind 1, flags in bits 8..16, segments in 16..32, blobs in 32..40, the application's kind in 48..64 | kind 2 |
-//! | 1 | message id | handle |
-//! | 2 | id replied to, or 0 | handle |
-//! | 3, 4 | handle | handle, two words each |
-//! | 5, 6 | a returned handle, or 0 | handle or 0 |
+//! | word | message | returns | message inside |
+//! |---|---|---|---|
+//! | 0 | kind 1, flags in bits 8..16, segments in 16..32, blobs in 32..40, the application's kind in 48..64 | kind 2 | as a message, but kind 3, and how many words it has in 16..32 |
+//! | 1 | message id | handle | message id |
+//! | 2 | id replied to, or 0 | handle | id replied to, or 0 |
+//! | 3, 4 | handle | handle, two words each | the message |
+//! | 5, 6 | a returned handle, or 0 | handle or 0 | the message |
 
 use crate::ring::Payload;
+use crate::shm::block::INSIDE_WORDS;
 use crate::shm::handle::Handle;
 use crate::sys::misbehaved::PeerMisbehaved;
 
 /// A slot's meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Descriptor {
-    /// A message, and a handle of the receiver's that goes home with it.
-    Message(Envelope, Option<Handle>),
+    Message(Envelope),
     /// Nothing but handles that go home.
     Returns([Option<Handle>; RETURNS]),
 }
 
-/// A message on its way, unopened.
+/// A message on its way, unopened: the words of its slot as they cross, taken apart only where they are looked into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Envelope {
-    /// Counts the messages of a direction, from 1.
-    pub(crate) id: u64,
-    /// The other direction's message that this one answers.
-    pub(crate) in_reply_to: Option<u64>,
-    pub(crate) handle: Handle,
-    pub(crate) segments: u16,
-    pub(crate) blobs: u8,
-    /// [`MORE`], [`ASKS`].
-    pub(crate) flags: u8,
-    /// What the application calls this kind of message.
-    pub(crate) kind: u16,
+pub(crate) struct Envelope(Payload);
+
+/// Where a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cargo {
+    /// On loan.
+    Lent(Handle),
+    /// In its slot: its one segment, of so many words.
+    Inside([u64; INSIDE_WORDS], usize),
 }
 
 /// Flag of an answer: more answers to the same message follow.
@@ -48,29 +45,114 @@ pub(crate) const RETURNS: usize = 3;
 
 const MESSAGE: u64 = 1;
 const RETURNED: u64 = 2;
+const INSIDE: u64 = 3;
+
+impl Envelope {
+    /// Of a message on loan.
+    #[inline]
+    pub(crate) fn lent(handle: Handle, segments: u16, blobs: u8) -> Self {
+        let [low, high] = handle.to_words();
+        Self([MESSAGE | u64::from(segments) << 16 | u64::from(blobs) << 32, 0, 0, low, high, 0, 0])
+    }
+
+    /// Of a message of one segment that travels in its slot.
+    #[inline]
+    pub(crate) fn inside(words: [u64; INSIDE_WORDS], count: usize) -> Self {
+        debug_assert!((1..=INSIDE_WORDS).contains(&count));
+        let [a, b, c, d] = words;
+        Self([INSIDE | (count as u64) << 16, 0, 0, a, b, c, d])
+    }
+
+    /// The same with what it is for: flags, the application's kind, and what it answers.
+    #[inline]
+    pub(crate) fn marked(mut self, flags: u8, kind: u16, in_reply_to: Option<u64>) -> Self {
+        self.0[0] |= u64::from(flags) << 8 | u64::from(kind) << 48;
+        self.0[2] = in_reply_to.unwrap_or(0);
+        self
+    }
+
+    /// The same with its number, which counts the messages of a direction, from 1.
+    #[inline]
+    pub(crate) fn numbered(mut self, id: u64) -> Self {
+        self.0[1] = id;
+        self
+    }
+
+    /// The same with a handle of the receiver's that goes home with it, unless the message itself takes its place.
+    #[inline]
+    pub(crate) fn returning(mut self, returned: Option<Handle>) -> Self {
+        debug_assert!(returned.is_none() || self.carries_returns());
+        if let Some([low, high]) = returned.map(Handle::to_words) {
+            (self.0[5], self.0[6]) = (low, high);
+        }
+        self
+    }
+
+    #[inline]
+    pub(crate) fn carries_returns(&self) -> bool {
+        self.0[0] & 0xFF == MESSAGE
+    }
+
+    #[inline]
+    pub(crate) fn returned(&self) -> Option<Handle> {
+        if self.carries_returns() { Handle::from_words([self.0[5], self.0[6]]) } else { None }
+    }
+
+    #[inline]
+    pub(crate) fn id(&self) -> u64 {
+        self.0[1]
+    }
+
+    /// The other direction's message that this one answers.
+    #[inline]
+    pub(crate) fn in_reply_to(&self) -> Option<u64> {
+        (self.0[2] != 0).then_some(self.0[2])
+    }
+
+    /// [`MORE`], [`ASKS`].
+    #[inline]
+    pub(crate) fn flags(&self) -> u8 {
+        (self.0[0] >> 8) as u8
+    }
+
+    /// What the application calls this kind of message.
+    #[inline]
+    pub(crate) fn kind(&self) -> u16 {
+        (self.0[0] >> 48) as u16
+    }
+
+    #[inline]
+    pub(crate) fn segments(&self) -> u16 {
+        (self.0[0] >> 16) as u16
+    }
+
+    #[inline]
+    pub(crate) fn blobs(&self) -> u8 {
+        (self.0[0] >> 32) as u8
+    }
+
+    /// `None` only for a handle of nothing, which [`Descriptor::from_words`] refuses.
+    #[inline]
+    pub(crate) fn lent_as(&self) -> Option<Handle> {
+        if self.carries_returns() { Handle::from_words([self.0[3], self.0[4]]) } else { None }
+    }
+
+    #[inline]
+    pub(crate) fn cargo(&self) -> Cargo {
+        let [_, _, _, a, b, c, d] = self.0;
+        match self.lent_as() {
+            Some(handle) => Cargo::Lent(handle),
+            None => Cargo::Inside([a, b, c, d], usize::from(self.segments())),
+        }
+    }
+}
 
 impl Descriptor {
     #[inline]
     pub(crate) fn to_words(self) -> Payload {
         let words = |handle: Option<Handle>| handle.map_or([0, 0], Handle::to_words);
         match self {
-            Self::Message(envelope, returned) => {
-                let [handle_low, handle_high] = envelope.handle.to_words();
-                let [returned_low, returned_high] = words(returned);
-                [
-                    MESSAGE
-                        | u64::from(envelope.flags) << 8
-                        | u64::from(envelope.segments) << 16
-                        | u64::from(envelope.blobs) << 32
-                        | u64::from(envelope.kind) << 48,
-                    envelope.id,
-                    envelope.in_reply_to.unwrap_or(0),
-                    handle_low,
-                    handle_high,
-                    returned_low,
-                    returned_high,
-                ]
-            }
+            Self::Message(Envelope(words)) => words,
             Self::Returns([first, second, third]) => {
                 let ([a, b], [c, d], [e, f]) = (words(first), words(second), words(third));
                 [RETURNED, a, b, c, d, e, f]
@@ -93,20 +175,22 @@ impl Descriptor {
     /// Reads a peer's words. Bits without a meaning here are left to later versions.
     #[inline]
     pub(crate) fn from_words(payload: Payload) -> Result<Self, PeerMisbehaved> {
+        let envelope = Envelope(payload);
+        match payload[0] & 0xFF {
+            MESSAGE if envelope.lent_as().is_some() => Ok(Self::Message(envelope)),
+            MESSAGE => Err(PeerMisbehaved::NoHandle),
+            _ => Self::from_rare_words(payload),
+        }
+    }
+
+    fn from_rare_words(payload: Payload) -> Result<Self, PeerMisbehaved> {
         let [head, a, b, c, d, e, f] = payload;
+        let envelope = Envelope(payload);
         match head & 0xFF {
-            MESSAGE => {
-                let envelope = Envelope {
-                    id: a,
-                    in_reply_to: (b != 0).then_some(b),
-                    handle: Handle::from_words([c, d]).ok_or(PeerMisbehaved::NoHandle)?,
-                    segments: (head >> 16) as u16,
-                    blobs: (head >> 32) as u8,
-                    flags: (head >> 8) as u8,
-                    kind: (head >> 48) as u16,
-                };
-                Ok(Self::Message(envelope, Handle::from_words([e, f])))
+            INSIDE if !(1..=INSIDE_WORDS).contains(&usize::from(envelope.segments())) => {
+                Err(PeerMisbehaved::InsideLength(envelope.segments()))
             }
+            INSIDE => Ok(Self::Message(envelope)),
             RETURNED => {
                 let home = [[a, b], [c, d], [e, f]].map(Handle::from_words);
                 if home.iter().all(Option::is_none) { Err(PeerMisbehaved::NoHandle) } else { Ok(Self::Returns(home)) }
@@ -126,34 +210,36 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let envelope = Envelope {
-            id: 5,
-            in_reply_to: Some(4),
-            handle: handle(1),
-            segments: 512,
-            blobs: 255,
-            flags: MORE | ASKS,
-            kind: u16::MAX,
-        };
-        let plain = Envelope { in_reply_to: None, ..envelope };
+        let plain = Envelope::lent(handle(1), 512, 255).numbered(5);
+        let full = plain.marked(MORE | ASKS, u16::MAX, Some(4)).returning(Some(handle(2)));
+        let inside = Envelope::inside([1, 2, 3, 0], 3).marked(ASKS, 7, None).numbered(6);
         for descriptor in [
-            Descriptor::Message(envelope, Some(handle(2))),
-            Descriptor::Message(plain, None),
+            Descriptor::Message(plain),
+            Descriptor::Message(full),
+            Descriptor::Message(inside),
             Descriptor::Returns([Some(handle(1)), None, None]),
             Descriptor::Returns([1, 2, 3].map(|n| Some(handle(n)))),
         ] {
             assert_eq!(Descriptor::from_words(descriptor.to_words()), Ok(descriptor));
         }
+        assert_eq!((full.id(), full.in_reply_to(), full.segments(), full.blobs()), (5, Some(4), 512, 255));
+        assert_eq!((full.flags(), full.kind(), full.returned()), (MORE | ASKS, u16::MAX, Some(handle(2))));
+        assert_eq!((full.cargo(), plain.returned(), plain.in_reply_to()), (Cargo::Lent(handle(1)), None, None));
+        assert_eq!((inside.cargo(), inside.returned()), (Cargo::Inside([1, 2, 3, 0], 3), None));
     }
 
     #[test]
     fn unknown_kinds_and_empty_handles_are_misbehaviour() {
-        for kind in (0..=255).filter(|kind| ![MESSAGE, RETURNED].contains(kind)) {
+        for kind in (0..=255).filter(|kind| ![MESSAGE, RETURNED, INSIDE].contains(kind)) {
             let found = Descriptor::from_words([kind, 1, 0, 1, 1, 0, 0]);
             assert_eq!(found, Err(PeerMisbehaved::UnknownSlotKind(kind as u8)));
         }
         for kind in [MESSAGE, RETURNED] {
             assert_eq!(Descriptor::from_words([kind, 0, 0, 0, 0, 0, 0]), Err(PeerMisbehaved::NoHandle));
+        }
+        for words in [0, 5, 0xFFFF] {
+            let found = Descriptor::from_words([INSIDE | words << 16, 1, 0, 1, 1, 0, 0]);
+            assert_eq!(found, Err(PeerMisbehaved::InsideLength(words as u16)));
         }
     }
 }

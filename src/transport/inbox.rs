@@ -92,9 +92,9 @@ impl Inbox {
             // A sender at the door learns of the end, which is near, by other means.
             let _ = self.sender.notify(|| self.consumer.producers_spot());
             match Descriptor::from_words(payload)? {
-                Descriptor::Message(envelope, returned) => {
-                    home.push(envelope.handle);
-                    returned.map_or(Ok(()), |handle| core.loans().give_back(handle))?;
+                Descriptor::Message(envelope) => {
+                    home.extend(envelope.lent_as());
+                    envelope.returned().map_or(Ok(()), |handle| core.loans().give_back(handle))?;
                 }
                 Descriptor::Returns(returned) => give_back(core, returned)?,
             }
@@ -172,10 +172,12 @@ impl Inbox {
 #[inline(always)]
 fn open_slot(port: &Port, payload: Payload) -> Result<Option<Envelope>, PeerMisbehaved> {
     match Descriptor::from_words(payload)? {
-        Descriptor::Message(envelope, returned) => {
+        Descriptor::Message(envelope) => {
             // Its first line comes from the other CPU while the rest is done here.
-            port.view().fetch(envelope.handle);
-            if let Some(handle) = returned {
+            if let Some(handle) = envelope.lent_as() {
+                port.view().fetch(handle);
+            }
+            if let Some(handle) = envelope.returned() {
                 port.core().loans().give_back(handle)?;
             }
             Ok(Some(envelope))

@@ -8,6 +8,7 @@ use super::inbox::Inbox;
 use super::link::Link;
 use super::port::{NoMessage, Port};
 use crate::ring::{Full, Producer, area};
+use crate::shm::handle::Handle;
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
@@ -113,10 +114,11 @@ impl Lane {
             self.outbox.unlooked = 0;
             self.port.collect();
         }
-        let returned = self.port.pop_owed();
-        let mut sent = self.push(Descriptor::Message(envelope, returned));
+        let returned = if envelope.carries_returns() { self.port.pop_owed() } else { self.return_some() };
+        let slot = Descriptor::Message(envelope.returning(returned));
+        let mut sent = self.push(slot);
         if matches!(sent, Ok(false)) && self.room_or_door()? {
-            sent = self.push(Descriptor::Message(envelope, returned));
+            sent = self.push(slot);
         }
         if let (Some(handle), Ok(false)) = (returned, &sent) {
             self.port.push_front_owed(handle);
@@ -221,10 +223,23 @@ impl Lane {
         }
     }
 
+    /// For a slot that has no room for a handle: those that are owed go first, once they fill a slot.
+    #[inline]
+    fn return_some(&mut self) -> Option<Handle> {
+        if self.port.owes() >= RETURNS {
+            self.return_all();
+        }
+        None
+    }
+
     #[cold]
     fn return_all(&mut self) {
         while self.port.is_open() && self.port.owes() >= RETURNS {
-            let home = std::array::from_fn(|_| self.port.pop_owed());
+            let home: [_; RETURNS] = std::array::from_fn(|_| self.port.pop_owed());
+            if home.iter().all(Option::is_none) {
+                // The watcher was quicker.
+                return;
+            }
             if !matches!(self.push(Descriptor::Returns(home)), Ok(true)) {
                 // No room now: they go home another way.
                 home.into_iter().flatten().for_each(|handle| self.port.push_front_owed(handle));

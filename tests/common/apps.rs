@@ -34,14 +34,14 @@ impl Place {
     }
 }
 
-/// The server app of the suites, at a place.
+/// The server app of the suites, at a place. Lends even the smallest message: loans are what many cases count.
 pub fn server(dir: &str) -> ServerApp {
-    ServerApp::new("suite").run_dir(dir)
+    ServerApp::new("suite").run_dir(dir).inline_max(0)
 }
 
-/// The client app of the suites.
+/// The client app of the suites, which lends likewise.
 pub fn client() -> ClientApp {
-    ClientApp::new("tester").timeout(super::PATIENCE)
+    ClientApp::new("tester").timeout(super::PATIENCE).inline_max(0)
 }
 
 /// By name, as it crosses a command line.
