@@ -70,7 +70,11 @@ fn answer(channel: &mut Channel<hello::Owned>, received: &Received<hello::Owned>
     let said = received.get().ok().and_then(|root| match root.which().ok()? {
         hello::Greet(text) | hello::Answer(text) => text.ok()?.to_string().ok(),
     });
-    let said = said.unwrap_or_else(|| "unreadable".into());
+    let mut said = said.unwrap_or_else(|| "unreadable".into());
+    if !received.blobs().is_empty() {
+        let bytes: Vec<_> = received.blobs().iter().map(|blob| blob.to_vec().expect("memory")).collect();
+        said = format!("{said}, {} blobs, {} bytes", bytes.len(), bytes.concat().len());
+    }
     let echo = greet(channel, said.strip_prefix("echo ").unwrap_or(&said));
     match said.strip_prefix("burst ").and_then(|count| count.parse::<u32>().ok()) {
         Some(count) => (0..count).try_for_each(|_| channel.send(&echo).map(drop)),
