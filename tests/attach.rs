@@ -1,8 +1,10 @@
-//! What travels beside a message's structure: blobs. Two processes; the other one says what it found.
+//! What travels beside a message's structure: blobs, descriptors. Two processes; the other one says what it found.
 
 mod common;
 #[path = "attach/keeper.rs"]
 mod keeper;
+#[path = "attach/passing.rs"]
+mod passing;
 capnp::generated_code!(mod hello_capnp);
 
 use common::apps::{Place, TRUSTS, ask, client, open, words};
@@ -27,6 +29,20 @@ fn main() -> ExitCode {
         Case::new("a_blob_beyond_what_capnp_can_hold", huge),
         Case::new("more_blobs_than_a_message_takes", too_many),
         Case::new("blobs_count_against_the_quota", quota),
+        Case::new("descriptors_of_every_kind", passing::every_kind),
+        Case::new("descriptors_stay_with_their_messages", passing::stay_with),
+        Case::new("descriptors_with_answers", passing::with_answers),
+        Case::new("a_message_sent_again_sends_its_descriptors_again", passing::sent_again),
+        Case::new("descriptors_from_many_threads", passing::split),
+        Case::new("more_descriptors_than_a_message_takes", passing::too_many),
+        Case::new("more_descriptors_than_may_be_under_way", passing::window),
+        Case::new("a_wait_for_descriptors_to_be_taken_ends", passing::window_ends),
+        Case::new("descriptors_nobody_receives", passing::unread),
+        Case::new("descriptors_under_way_to_a_peer_that_is_killed", passing::killed),
+        Case::new("descriptors_of_a_peer_that_was_killed", passing::of_the_dead),
+        Case::new("a_descriptor_table_that_is_full", passing::table_full),
+        Case::new("a_kernel_that_takes_no_more_descriptors", passing::kernel_full),
+        Case::new("descriptors_and_forked_children", passing::forked),
     ];
     common::main(&cases, &[("keeper", keeper)])
 }

@@ -128,7 +128,7 @@ impl<T: Schema> Channel<T> {
     #[inline]
     fn try_send_as(&mut self, message: &Message<T>, purpose: Purpose) -> Result<u64, SendError> {
         let envelope = self.envelope(message, purpose)?;
-        match self.lane.try_send(envelope) {
+        match self.lane.try_send(envelope, message.fds()) {
             Ok(true) => Ok(self.conversation.sent(envelope.id)),
             Ok(false) => Err(self.side.unlend(envelope, SendError::Full)),
             Err(ended) => Err(self.side.unlend(envelope, ended.into())),
@@ -373,7 +373,7 @@ impl<T: Schema> Channel<T> {
     #[inline]
     fn send_by(&mut self, message: &Message<T>, purpose: Purpose, deadline: &mut Deadline) -> Result<u64, SendError> {
         let envelope = self.envelope(message, purpose)?;
-        match self.lane.send(envelope, deadline) {
+        match self.lane.send(envelope, message.fds(), deadline) {
             Ok(()) => Ok(self.conversation.sent(envelope.id)),
             Err(LaneError::TimedOut) => Err(self.side.unlend(envelope, SendError::TimedOut)),
             Err(LaneError::Ended(ended)) => Err(self.side.unlend(envelope, ended.into())),

@@ -9,7 +9,7 @@ use crate::shm::view::Borrowed;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::descriptor::{ASKS, Envelope, MORE};
 use crate::transport::ended::EndedError;
-use crate::transport::port::Port;
+use crate::transport::port::{Awaiting, Port};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +28,7 @@ pub(super) struct Side<T: Schema> {
 pub(super) struct Kept {
     pub(super) envelope: Envelope,
     borrowed: Borrowed,
+    awaiting: Option<Box<Awaiting>>,
 }
 
 /// What a message is sent for.
@@ -113,6 +114,7 @@ impl<T: Schema> Side<T> {
             flags: purpose.flags,
             // At most 255, likewise.
             blobs: frozen.blobs().len() as u8,
+            fds: message.fds().map_or(0, |fds| fds.len() as u8),
             kind: message.kind(),
         })
     }
@@ -137,20 +139,28 @@ impl<T: Schema> Side<T> {
     #[inline]
     pub(super) fn keep(&self, envelope: Envelope) -> Result<Kept, EndedError> {
         match Borrowed::new(envelope.handle, self.port.clone()) {
-            Ok(borrowed) => Ok(Kept { envelope, borrowed }),
+            Ok(borrowed) => Ok(Kept { envelope, borrowed, awaiting: self.awaiting(&envelope) }),
             Err(broken) => Err(self.cut_off(broken)),
         }
     }
 
     #[inline]
+    fn awaiting(&self, envelope: &Envelope) -> Option<Box<Awaiting>> {
+        (envelope.fds > 0).then(|| Box::new(Awaiting::new(self.port.clone(), *envelope)))
+    }
+
+    #[inline]
     pub(super) fn open(&self, kept: Kept) -> Result<Received<T>, Unopened> {
-        let Kept { envelope: Envelope { segments, blobs, flags, kind, id, in_reply_to, .. }, borrowed } = kept;
+        let Kept { envelope, borrowed, awaiting } = kept;
+        let Envelope { segments, blobs, flags, kind, id, in_reply_to, .. } = envelope;
         let is = |flag| flags & flag != 0;
         let marks = Marks { kind, asks: is(ASKS) && in_reply_to.is_none(), more: is(MORE) && in_reply_to.is_some() };
         let opening = Opening { borrowed, segments, id, in_reply_to, channel: self.serial, marks };
-        let opened = match blobs {
-            0 => Received::open(opening, self.trust, &self.shelf),
-            _ => Received::open_with(opening, blobs, self.trust, &self.shelf),
+        let opened = if envelope.has_more() {
+            let passed = awaiting.map(|awaiting| awaiting.take());
+            Received::open_with(opening, blobs, passed, self.trust, &self.shelf)
+        } else {
+            Received::open(opening, self.trust, &self.shelf)
         };
         opened.map_err(|problem| match problem {
             OpenProblem::Peer(broken) => self.cut_off(broken).into(),

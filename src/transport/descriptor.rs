@@ -2,7 +2,7 @@
 //!
 //! | word | message | returns |
 //! |---|---|---|
-//! | 0 | kind 1, flags in bits 8..16, segments in 16..32, blobs in 32..40, the application's kind in 48..64 | kind 2 |
+//! | 0 | kind 1, flags in bits 8..16, segments in 16..32, blobs in 32..40, file descriptors in 40..48, the application's kind in 48..64 | kind 2 |
 //! | 1 | message id | handle |
 //! | 2 | id replied to, or 0 | handle |
 //! | 3, 4 | handle | handle, two words each |
@@ -31,10 +31,20 @@ pub(crate) struct Envelope {
     pub(crate) handle: Handle,
     pub(crate) segments: u16,
     pub(crate) blobs: u8,
+    /// File descriptors that come through the socket.
+    pub(crate) fds: u8,
     /// [`MORE`], [`ASKS`].
     pub(crate) flags: u8,
     /// What the application calls this kind of message.
     pub(crate) kind: u16,
+}
+
+impl Envelope {
+    /// Whether anything travels with the message.
+    #[inline]
+    pub(crate) fn has_more(&self) -> bool {
+        self.blobs | self.fds != 0
+    }
 }
 
 /// Flag of an answer: more answers to the same message follow.
@@ -62,6 +72,7 @@ impl Descriptor {
                         | u64::from(envelope.flags) << 8
                         | u64::from(envelope.segments) << 16
                         | u64::from(envelope.blobs) << 32
+                        | u64::from(envelope.fds) << 40
                         | u64::from(envelope.kind) << 48,
                     envelope.id,
                     envelope.in_reply_to.unwrap_or(0),
@@ -98,6 +109,7 @@ impl Descriptor {
                     blobs: (head >> 32) as u8,
                     flags: (head >> 8) as u8,
                     kind: (head >> 48) as u16,
+                    fds: (head >> 40) as u8,
                 };
                 Ok(Self::Message(envelope, Handle::from_words([e, f])))
             }
@@ -126,6 +138,7 @@ mod tests {
             handle: handle(1),
             segments: 512,
             blobs: 255,
+            fds: 64,
             flags: MORE | ASKS,
             kind: u16::MAX,
         };
