@@ -35,9 +35,10 @@ mod wait;
 #[cfg(not(strait_loom))]
 pub use self::{
     channel::{
-        Channel, DrainError, ExpectError, Expected, Receiver, RecvError, Replies, RequestError, SendError, Sender,
+        Channel, DrainError, ExpectError, Expected, ForwardError, Forwarded, Receiver, RecvError, Replies,
+        RequestError, SendError, Sender,
     },
-    message::{Builder, DataTooLong, FreezeError, Message, Received, Schema, Trust, data_len},
+    message::{Builder, CopyError, DataTooLong, FreezeError, Message, Received, Schema, Trust, data_len},
     session::{
         AcceptError, BindError, ChannelError, ClientApp, CloseError, ConnectError, LoginError, Offer, RunDirError,
         ServerApp, Session, SessionServer, Version,

@@ -13,7 +13,7 @@ mod side;
 #[cfg(test)]
 mod tests;
 
-pub use error::{DrainError, ExpectError, RecvError, RequestError, SendError};
+pub use error::{DrainError, ExpectError, ForwardError, Forwarded, RecvError, RequestError, SendError};
 pub use receiver::{Expected, Receiver};
 pub use replies::Replies;
 pub use sender::Sender;
@@ -133,6 +133,19 @@ impl<T: Schema> Channel<T> {
             Ok(false) => Err(self.side.unlend(envelope, SendError::Full)),
             Err(ended) => Err(self.side.unlend(envelope, ended.into())),
         }
+    }
+
+    /// Sends a message on that was received over any channel of any session, with what is attached to it; says how. Waits
+    /// for room as long as it takes.
+    ///
+    /// It is copied: its bytes are the first sender's, who lends them to this process alone and would have them back
+    /// while somebody else still reads. To send one's own message to many, keep the [`Message`].
+    ///
+    /// # Errors
+    /// [`ForwardError`]; nothing was sent then.
+    pub fn forward(&mut self, received: &Received<T>) -> Result<Forwarded, ForwardError> {
+        let copy = received.copy_to(self.arena())?;
+        Ok(Forwarded::Copied(self.send(&copy)?))
     }
 
     /// Answers a message, once and for all, waiting for room as long as it takes. Two sides that both send and never

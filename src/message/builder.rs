@@ -153,8 +153,12 @@ impl<T: Schema> Builder<T> {
     /// ```
     pub fn attach_fd(&mut self, fd: impl Into<OwnedFd>) -> &mut Self {
         let fd = fork::making().keep(fd.into());
-        self.attached.get_or_insert_default().fds.push(fd);
+        self.attach_kept_fd(fd);
         self
+    }
+
+    pub(super) fn attach_kept_fd(&mut self, fd: NoForkFd) {
+        self.attached.get_or_insert_default().fds.push(fd);
     }
 
     /// Names the kind of message, in the application's own numbering: it travels beside the message, so that the receiver

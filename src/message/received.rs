@@ -216,6 +216,15 @@ impl<T: Schema> Received<T> {
         }
     }
 
+    /// Those that were not taken.
+    pub(super) fn fds(&self) -> Result<&[NoForkFd], DescriptorsLost> {
+        match self.attached.as_ref().and_then(|attached| attached.passed.as_ref()) {
+            None => Ok(&[]),
+            Some(&Passed::Lost(sent)) => Err(DescriptorsLost { sent }),
+            Some(Passed::Here(fds)) => Ok(fds),
+        }
+    }
+
     pub(crate) fn channel(&self) -> u64 {
         self.channel
     }

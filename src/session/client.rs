@@ -35,7 +35,7 @@ impl ClientApp {
             return Err(ConnectError::WrongServer { found: peer.uid, expected });
         }
         let own = Credentials::own();
-        let arena = self.arena(peer.uid != own.uid)?;
+        let arena = self.session_arena(peer.uid != own.uid)?;
         let halves = self.cut_areas(&arena)?;
         let hello = self.hello(server, &arena, &halves);
         let memory = arena.read_only_fd()?;

@@ -86,6 +86,9 @@ fn answer(
     let join = |found: Vec<String>| found.join(" ");
     let mut kept = kept.lock().expect("kept");
     let words = match command {
+        // What another keeper made or gave.
+        "made" => join(blobs.iter().map(|blob| is(blob, 7).to_string()).collect()),
+        "given" => join(fds.expect("all there").into_iter().map(look).collect()),
         "" | "sizes" => join(blobs.iter().map(|blob| blob.len().to_string()).collect()),
         // Which fill each has, the first's being given.
         "find" if !kept.is_empty() => kept.iter().filter(|blob| is(blob, 1)).count().to_string(),
