@@ -268,7 +268,12 @@ impl Port {
 
     #[cold]
     fn take_passed(&self, envelope: Envelope) -> Passed {
-        self.core().take_passed(self.number, envelope.id, envelope.fds.into())
+        let count = envelope.fds.into();
+        // In a forked child they are dead, and the lock may have been held by a thread that is not here.
+        if self.core().is_forked() {
+            return Passed::Lost(count);
+        }
+        self.core().take_passed(self.number, envelope.id, count)
     }
 
     pub(super) fn returned_in_slots(&self) {
