@@ -152,8 +152,9 @@ impl<T: Schema> Builder<T> {
     /// # fn main() {}
     /// ```
     pub fn attach_fd(&mut self, fd: impl Into<OwnedFd>) -> &mut Self {
-        let fd = fork::making().keep(fd.into());
-        self.attach_kept_fd(fd);
+        // Before the lock is taken: what the caller's conversion does is its own business.
+        let fd = fd.into();
+        self.attach_kept_fd(fork::making().keep(fd));
         self
     }
 
