@@ -57,7 +57,7 @@ fn converse(session: &Session, mut channel: Channel<hello::Owned>, kept: &Mutex<
     loop {
         let received = match channel.recv() {
             Ok(received) => received,
-            Err(RecvError::Ended(_)) => break,
+            Err(RecvError::Ended(_) | RecvError::Finished) => break,
             Err(other) => panic!("{other}"),
         };
         if words(&received) == "close" {
