@@ -38,9 +38,10 @@ mod wait;
 #[cfg(not(strait_loom))]
 pub use self::{
     channel::{
-        Channel, DrainError, ExpectError, Expected, Receiver, RecvError, Replies, RequestError, SendError, Sender,
+        Channel, DrainError, ExpectError, Expected, ForwardError, Forwarded, Receiver, RecvError, Replies,
+        RequestError, SendError, Sender,
     },
-    message::{Builder, DataTooLong, FreezeError, Message, Received, Schema, Trust, data_len},
+    message::{Builder, CopyError, DataTooLong, FreezeError, Message, Received, Schema, Trust, data_len},
     session::{
         AcceptError, BindError, ChannelError, ClientApp, CloseError, ConnectError, LoginError, Offer, Reconnect,
         RunDirError, ServerApp, Session, SessionServer, Version,
@@ -52,7 +53,7 @@ pub use self::{
         loans::{LoanQuota, QuotaExceeded, QuotaScope},
         view::ViewError,
     },
-    sys::{memfd::BadMemory, misbehaved::PeerMisbehaved, seqpacket::Credentials},
+    sys::{memfd::BadMemory, misbehaved::PeerMisbehaved, passed::DescriptorsLost, seqpacket::Credentials},
     transport::{
         ended::{Ended, EndedError},
         lane::WaitStats,

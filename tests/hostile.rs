@@ -453,6 +453,8 @@ fn random_slots() {
                 1 => (0..=random.below(4)).for_each(|_| payload[random.below(7) as usize] ^= 1 << random.below(64)),
                 _ => payload[random.below(7) as usize] = random.next() >> random.below(64),
             }
+            // Whoever is told of descriptors waits for them.
+            payload[0] &= !(0xFF << 40);
             raw.lane.put(payload);
             raw.lane.put([0xFF; 7]);
             scene.must_report(&raw, "random words", "raw: PeerMisbehaved(*");

@@ -304,7 +304,7 @@ fn after_login() {
 fn not_overtaken() {
     for _ in 0..300 {
         let (mut peer, raw, _place) = Visit::new("-").welcome();
-        assert!(raw.socket.say(&Frame::control(7, 0)));
+        assert!(raw.socket.say(&Frame::control(200, 0)));
         peer.must_say(&broke(PeerMisbehaved::Frame("unknown kind")));
         raw.socket.must_end_with_goodbye(1);
         peer.finish();

@@ -6,7 +6,7 @@ mod common;
 mod raw;
 capnp::generated_code!(mod hello_capnp);
 
-use common::apps::{Place, ask, client, open, server};
+use common::apps::{Place, ask, client, open, server, words};
 use common::obliging;
 use common::peer::{Peer, hear, say};
 use common::{AS_ROLE, Case};
@@ -16,6 +16,8 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open as open_file};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::stat::{Mode, fstat};
 use raw::{BYTES, Frame, Memory, Socket};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -23,7 +25,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
-use strait::{BindError, ClientApp, ConnectError, LoginError, RunDirError, ServerApp, Trust};
+use strait::{BindError, ClientApp, ConnectError, LoginError, RunDirError, SendError, ServerApp, Trust};
 
 fn main() -> ExitCode {
     let cases = [
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Case::new("silent_guests_keep_nobody_else_out", silent_guests),
         Case::new("a_worker_of_another_user", foreign_worker),
         Case::new("what_a_guest_gets_cannot_be_written", guests_memory),
+        Case::new("a_message_for_users_and_guests", for_guests),
         Case::new("what_a_user_passes_is_read_only", own_memory),
         Case::new("what_a_client_passes_is_sealed_against_others", clients_memory),
         Case::new("a_directory_of_somebody_else", foreign_dir),
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
         return worker();
     }
     let roles: &[common::Role] =
-        &[("doorman", doorman), ("caller", caller), ("examiner", examiner), ("silent", silent)];
+        &[("doorman", doorman), ("caller", caller), ("examiner", examiner), ("silent", silent), ("reader", reader)];
     common::main(&cases, roles)
 }
 
@@ -248,6 +251,45 @@ fn foreign_worker() {
     channel.reply(&question, &echo).expect("room");
     drop(question);
     assert!(child.wait().expect("wait").success());
+}
+
+/// The first message that comes, with what is beside it.
+fn reader(args: &[String]) {
+    let to = server(&args[0]).uid(args[1].parse().expect("a user"));
+    let session = ClientApp::new("guest").timeout(common::PATIENCE).connect(&to).expect("connect");
+    let mut news = open(&session).recv_timeout(common::PATIENCE).expect("news");
+    let blob = String::from_utf8(news.blobs()[0].to_vec().expect("memory")).expect("text");
+    let mut passed = String::new();
+    let [fd]: [OwnedFd; 1] = news.take_fds().expect("here").try_into().expect("one");
+    File::from(fd).read_to_string(&mut passed).expect("readable");
+    say(format!("{} {blob} {passed}", words(&news)));
+}
+
+/// A guest does not see the memory that this user's apps share; in a copy it has all of it.
+fn for_guests() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let app = place.server().channel::<hello::Owned>("main").allow(&client(), Trust::snapshot());
+    let server = app.allow(&ClientApp::new("guest").uid(NOBODY), Trust::snapshot()).bind().expect("bind");
+    let mut file = tempfile::tempfile().expect("file");
+    write!(file, "passed").and_then(|()| file.rewind()).expect("file");
+    let mut blob = server.arena().create_blob_with_capacity(0).expect("room");
+    blob.write_all(b"beside").expect("room");
+    let mut news = server.create_msg::<hello::Owned>();
+    news.init_root().set_answer("news");
+    news.attach_blob(blob.freeze()).attach_fd(file);
+    let news = news.freeze().expect("room");
+    let uid = nix::unistd::geteuid().to_string();
+    let (mut guest, _program) = as_nobody("reader", &[place.text(), &uid], NOBODY);
+    let session = server.accept_timeout(common::PATIENCE).expect("the guest");
+    let mut channel = session.accept_channel_timeout::<hello::Owned>(common::PATIENCE).expect("its channel");
+    assert_eq!(channel.send(&news), Err(SendError::ForeignArena));
+    channel.send(&news.copy_to(channel.arena()).expect("room")).expect("sent");
+    guest.must_say("news beside passed");
+    drop((channel, session));
+    guest.finish();
 }
 
 fn guests_memory() {

@@ -1,5 +1,6 @@
 //! What each operation on a channel can fail with.
 
+use crate::message::CopyError;
 use crate::shm::loans::QuotaExceeded;
 use crate::transport::ended::{Ended, EndedError};
 use crate::transport::port::Port;
@@ -22,7 +23,8 @@ pub enum SendError {
     /// The peer holds as much as it may; try again when it has returned something.
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
-    /// The message lies in an arena that this session's peer does not see.
+    /// The message lies in an arena that this session's peer does not see:
+    /// [`copy_to`](crate::Message::copy_to) makes one that it sees.
     #[error("the message was built in another session's arena")]
     ForeignArena,
     /// The message to reply to came over another channel.
@@ -34,6 +36,26 @@ pub enum SendError {
     /// The peer has cancelled the request that this would answer.
     #[error("the request was cancelled")]
     Cancelled,
+}
+
+/// Why a message was not sent on. In every case nothing of it reached the peer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ForwardError {
+    /// It could not be copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The copy could not be sent.
+    #[error(transparent)]
+    Send(#[from] SendError),
+}
+
+/// How a received message was sent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Forwarded {
+    /// As a copy in this side's own arena, under this number. The original may be dropped.
+    Copied(u64),
 }
 
 /// Why no message was received.

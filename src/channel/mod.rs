@@ -16,7 +16,7 @@ mod side;
 mod tests;
 mod waiter;
 
-pub use error::{DrainError, ExpectError, RecvError, RequestError, SendError};
+pub use error::{DrainError, ExpectError, ForwardError, Forwarded, RecvError, RequestError, SendError};
 #[cfg(feature = "tokio")]
 pub(crate) use polled::{Polled, SendAs, Waiting};
 pub use receiver::{Expected, Receiver};
@@ -136,11 +136,24 @@ impl<T: Schema> Channel<T> {
     #[inline]
     fn try_send_as(&mut self, message: &Message<T>, purpose: Purpose) -> Result<u64, SendError> {
         let envelope = self.envelope(message, purpose)?;
-        match self.lane.try_send(envelope) {
+        match self.lane.try_send(envelope, message.fds()) {
             Ok(true) => Ok(self.conversation.sent(envelope.id())),
             Ok(false) => Err(self.side.unlend(envelope, SendError::Full)),
             Err(ended) => Err(self.side.unlend(envelope, ended.into())),
         }
+    }
+
+    /// Sends a message on that was received over any channel of any session, with what is attached to it; says how. Waits
+    /// for room as long as it takes.
+    ///
+    /// It is copied: its bytes are the first sender's, who lends them to this process alone and would have them back
+    /// while somebody else still reads. To send one's own message to many, keep the [`Message`].
+    ///
+    /// # Errors
+    /// [`ForwardError`]; nothing was sent then.
+    pub fn forward(&mut self, received: &Received<T>) -> Result<Forwarded, ForwardError> {
+        let copy = received.copy_to(self.arena())?;
+        Ok(Forwarded::Copied(self.send(&copy)?))
     }
 
     /// Answers a message, once and for all, waiting for room as long as it takes. Two sides that both send and never
@@ -390,7 +403,7 @@ impl<T: Schema> Channel<T> {
     #[inline]
     fn send_by(&mut self, message: &Message<T>, purpose: Purpose, deadline: &mut Deadline) -> Result<u64, SendError> {
         let envelope = self.envelope(message, purpose)?;
-        match self.lane.send(envelope, deadline) {
+        match self.lane.send(envelope, message.fds(), deadline) {
             Ok(()) => Ok(self.conversation.sent(envelope.id())),
             Err(LaneError::TimedOut) => Err(self.side.unlend(envelope, SendError::TimedOut)),
             Err(LaneError::Ended(ended)) => Err(self.side.unlend(envelope, ended.into())),

@@ -1,6 +1,6 @@
 //! The sending half of a split channel, for any number of threads.
 
-use super::error::{DrainError, RequestError, SendError};
+use super::error::{DrainError, ForwardError, Forwarded, RequestError, SendError};
 use super::replies::Replies;
 use super::routes::{Place, Wanted};
 use super::shared::{Idle, Room, Shared};
@@ -109,6 +109,15 @@ impl<T: Schema> Sender<T> {
     /// [`SendError`], `Full` among them; nothing was sent then.
     pub fn try_send(&self, message: &Message<T>) -> Result<u64, SendError> {
         self.send_as(message, Purpose::NOTICE, Room::Now)
+    }
+
+    /// See [`Channel::forward`](crate::Channel::forward).
+    ///
+    /// # Errors
+    /// [`ForwardError`]; nothing was sent then.
+    pub fn forward(&self, received: &Received<T>) -> Result<Forwarded, ForwardError> {
+        let copy = received.copy_to(self.arena())?;
+        Ok(Forwarded::Copied(self.send(&copy)?))
     }
 
     /// Answers a message, once and for all, waiting for room as long as it takes.

@@ -111,14 +111,14 @@ impl<T: Schema> Shared<T> {
         let envelope = self.side.envelope(message, purpose)?;
         let mut state = self.state.lock();
         loop {
-            match self.try_send(&mut state, envelope, wanted) {
+            match self.try_send(&mut state, message, envelope, wanted) {
                 Ok(id) => return Ok(id),
                 Err(SendError::Full) => {}
                 Err(other) => return Err(self.side.unlend(envelope, other)),
             }
             let waited = match room {
                 Room::Now => Err(SendError::Full),
-                Room::By(deadline) => self.wait_for_room(&mut state, deadline),
+                Room::By(deadline) => self.wait_for_room(&mut state, message, deadline),
             };
             if let Err(error) = waited {
                 return Err(self.side.unlend(envelope, error));
@@ -126,7 +126,13 @@ impl<T: Schema> Shared<T> {
         }
     }
 
-    fn try_send(&self, state: &mut State, envelope: Envelope, wanted: Option<Wanted>) -> Result<u64, SendError> {
+    fn try_send(
+        &self,
+        state: &mut State,
+        message: &Message<T>,
+        envelope: Envelope,
+        wanted: Option<Wanted>,
+    ) -> Result<u64, SendError> {
         if state.finished {
             return Err(SendError::Finished);
         }
@@ -138,7 +144,7 @@ impl<T: Schema> Shared<T> {
         let Some(lane) = &mut state.lane else { return Err(SendError::Full) };
         // Counted first: the answer may be here before this returns.
         let id = state.routes.send(wanted);
-        let sent = lane.try_send(envelope.numbered(id));
+        let sent = lane.try_send(envelope.numbered(id), message.fds());
         if !matches!(sent, Ok(true)) {
             state.routes.unsend(id);
         }
@@ -149,8 +155,13 @@ impl<T: Schema> Shared<T> {
         }
     }
 
-    fn wait_for_room(&self, state: &mut MutexGuard<'_, State>, deadline: &mut Deadline) -> Result<(), SendError> {
-        let waited = self.with_lane(state, deadline, Lane::wait_for_room);
+    fn wait_for_room(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        message: &Message<T>,
+        deadline: &mut Deadline,
+    ) -> Result<(), SendError> {
+        let waited = self.with_lane(state, deadline, |lane, deadline| lane.wait_for_room(message.fds(), deadline));
         waited.map_err(|error| match error {
             LaneError::TimedOut => SendError::TimedOut,
             LaneError::Ended(ended) => ended.into(),

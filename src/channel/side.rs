@@ -10,7 +10,7 @@ use crate::shm::view::Borrowed;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::descriptor::{ASKS, Cargo, Envelope, MORE};
 use crate::transport::ended::EndedError;
-use crate::transport::port::Port;
+use crate::transport::port::{Awaiting, Port};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,6 +32,7 @@ pub(super) struct Kept {
     pub(super) envelope: Envelope,
     /// `None` for what is inside the envelope itself.
     borrowed: Option<Borrowed>,
+    awaiting: Option<Box<Awaiting>>,
 }
 
 /// What a message is sent for.
@@ -108,12 +109,13 @@ impl<T: Schema> Side<T> {
         if !self.port.is_open() {
             return Err(SendError::Ended(self.port.error()));
         }
-        let envelope = match frozen.inside(self.inside) {
+        let fds = message.fds().map_or(0, |fds| fds.len() as u8);
+        let envelope = match frozen.inside(self.inside).filter(|_| fds == 0) {
             Some((words, count)) => Envelope::inside(words, count),
             None => {
                 let handle = core.loans().lend(frozen).map_err(|problem| self.not_lent(problem))?;
                 // At most 512 and 255, or it would not be frozen.
-                Envelope::lent(handle, frozen.segment_count() as u16, frozen.blobs().len() as u8)
+                Envelope::lent(handle, frozen.segment_count() as u16, frozen.blobs().len() as u8).passing(fds)
             }
         };
         Ok(envelope.marked(purpose.flags, message.kind(), purpose.in_reply_to))
@@ -141,7 +143,7 @@ impl<T: Schema> Side<T> {
     #[inline]
     pub(super) fn keep(&self, envelope: Envelope) -> Result<Kept, EndedError> {
         match envelope.lent_as().map(|handle| self.borrow(handle)).transpose() {
-            Ok(borrowed) => Ok(Kept { envelope, borrowed }),
+            Ok(borrowed) => Ok(Kept { envelope, borrowed, awaiting: self.awaiting(&envelope) }),
             Err(broken) => Err(self.cut_off(broken)),
         }
     }
@@ -151,10 +153,15 @@ impl<T: Schema> Side<T> {
         Borrowed::new(handle, self.port.clone())
     }
 
+    #[inline]
+    fn awaiting(&self, envelope: &Envelope) -> Option<Box<Awaiting>> {
+        (envelope.fds() > 0).then(|| Box::new(Awaiting::new(self.port.clone(), *envelope)))
+    }
+
     /// Opens what was kept.
     pub(super) fn open_kept(&self, kept: Kept) -> Result<Received<T>, Unopened> {
         match kept.borrowed {
-            Some(borrowed) => self.open_borrowed(&kept.envelope, borrowed),
+            Some(borrowed) => self.open_borrowed(&kept.envelope, borrowed, kept.awaiting),
             None => self.open(&kept.envelope),
         }
     }
@@ -164,7 +171,7 @@ impl<T: Schema> Side<T> {
     pub(super) fn open(&self, envelope: &Envelope) -> Result<Received<T>, Unopened> {
         match envelope.cargo() {
             Cargo::Lent(handle) => match self.borrow(handle) {
-                Ok(borrowed) => self.open_borrowed(envelope, borrowed),
+                Ok(borrowed) => self.open_borrowed(envelope, borrowed, self.awaiting(envelope)),
                 Err(broken) => Err(self.cut_off(broken).into()),
             },
             Cargo::Inside(words, count) => Ok(Received::inside(words, count, self.marks(envelope), self.trust)),
@@ -172,11 +179,18 @@ impl<T: Schema> Side<T> {
     }
 
     #[inline]
-    fn open_borrowed(&self, envelope: &Envelope, borrowed: Borrowed) -> Result<Received<T>, Unopened> {
+    fn open_borrowed(
+        &self,
+        envelope: &Envelope,
+        borrowed: Borrowed,
+        awaiting: Option<Box<Awaiting>>,
+    ) -> Result<Received<T>, Unopened> {
         let opening = Opening { borrowed, segments: envelope.segments(), marks: self.marks(envelope) };
-        let opened = match envelope.blobs() {
-            0 => Received::open(opening, self.trust, &self.shelf),
-            blobs => Received::open_with(opening, blobs, self.trust, &self.shelf),
+        let opened = if envelope.has_more() {
+            let passed = awaiting.map(|awaiting| awaiting.take());
+            Received::open_with(opening, envelope.blobs(), passed, self.trust, &self.shelf)
+        } else {
+            Received::open(opening, self.trust, &self.shelf)
         };
         opened.map_err(|problem| match problem {
             OpenProblem::Peer(broken) => self.cut_off(broken).into(),

@@ -5,10 +5,14 @@ use super::schema::Schema;
 use super::segments::{ArenaSegments, FIRST_WORDS};
 use crate::shm::arena::{AllocError, Arena};
 use crate::shm::blob::Blob;
-use crate::shm::block::{FreezeProblem, Frozen};
+use crate::shm::block::{FreezeProblem, Frozen, Segments};
+use crate::sys::fork::{self, NoForkFd};
+use crate::sys::passed::PASSED_MAX;
 use capnp::any_pointer;
 use capnp::message;
 use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Why a builder did not become a message.
@@ -27,6 +31,9 @@ pub enum FreezeError {
     /// A blob was built in another arena than the message.
     #[error("a blob was built in another arena than the message")]
     ForeignBlob,
+    /// A message takes at most 64 descriptors.
+    #[error("message with {0} descriptors: at most 64")]
+    TooManyDescriptors(usize),
 }
 
 impl From<FreezeProblem> for FreezeError {
@@ -59,9 +66,17 @@ impl From<FreezeProblem> for FreezeError {
 /// ```
 pub struct Builder<T: Schema> {
     capnp: message::Builder<ArenaSegments>,
-    blobs: Vec<Blob>,
     kind: u16,
+    /// Rare, so elsewhere.
+    attached: Option<Box<Attached>>,
     root: PhantomData<fn() -> T>,
+}
+
+/// What is to travel with a message.
+#[derive(Default)]
+struct Attached {
+    blobs: Vec<Blob>,
+    fds: Vec<NoForkFd>,
 }
 
 impl<T: Schema> Builder<T> {
@@ -82,7 +97,7 @@ impl<T: Schema> Builder<T> {
 
     fn with_first_segment(arena: &Arena, words: u32) -> Self {
         let capnp = message::Builder::new(ArenaSegments::new(arena.clone(), words));
-        Self { capnp, blobs: Vec::new(), kind: 0, root: PhantomData }
+        Self { capnp, kind: 0, attached: None, root: PhantomData }
     }
 
     /// Begins the root struct.
@@ -112,8 +127,39 @@ impl<T: Schema> Builder<T> {
     ///
     /// [`freeze`](Self::freeze) reports what cannot be.
     pub fn attach_blob(&mut self, blob: Blob) -> &mut Self {
-        self.blobs.push(blob);
+        self.attached.get_or_insert_default().blobs.push(blob);
         self
+    }
+
+    /// Has a file descriptor of any kind travel with the message, after those attached before: up to 64. The message owns
+    /// it from here on, and sends a copy of it each time it is sent; this process's forked children lose it. The receiver
+    /// finds them in this order ([`Received::take_fds`](crate::Received::take_fds)).
+    ///
+    /// [`freeze`](Self::freeze) reports what cannot be.
+    ///
+    /// ```no_run
+    /// # capnp::generated_code!(mod hello_capnp);
+    /// # use hello_capnp::hello;
+    /// use strait::Channel;
+    ///
+    /// fn lend_a_file(channel: &mut Channel<hello::Owned>) -> Result<(), Box<dyn std::error::Error>> {
+    ///     let mut message = channel.create_msg();
+    ///     message.init_root().set_greet("read this");
+    ///     message.attach_fd(std::fs::File::open("/etc/hostname")?);
+    ///     channel.send(&message.freeze()?)?;
+    ///     Ok(())
+    /// }
+    /// # fn main() {}
+    /// ```
+    pub fn attach_fd(&mut self, fd: impl Into<OwnedFd>) -> &mut Self {
+        // Before the lock is taken: what the caller's conversion does is its own business.
+        let fd = fd.into();
+        self.attach_kept_fd(fork::making().keep(fd));
+        self
+    }
+
+    pub(super) fn attach_kept_fd(&mut self, fd: NoForkFd) {
+        self.attached.get_or_insert_default().fds.push(fd);
     }
 
     /// Names the kind of message, in the application's own numbering: it travels beside the message, so that the receiver
@@ -148,8 +194,19 @@ impl<T: Schema> Builder<T> {
             self.capnp.init_root::<any_pointer::Builder<'_>>();
         }
         let segments = self.capnp.into_allocator().finish()?;
-        let frozen =
-            if self.blobs.is_empty() { Frozen::new(segments) } else { Frozen::with_blobs(segments, self.blobs) };
-        Ok(Message::new(frozen?, self.kind))
+        match self.attached {
+            None => Ok(Message::new(Frozen::new(segments)?, self.kind, None)),
+            Some(attached) => freeze_with(segments, self.kind, *attached),
+        }
     }
+}
+
+#[cold]
+fn freeze_with<T: Schema>(segments: Segments, kind: u16, attached: Attached) -> Result<Message<T>, FreezeError> {
+    let Attached { blobs, fds } = attached;
+    if fds.len() > PASSED_MAX {
+        return Err(FreezeError::TooManyDescriptors(fds.len()));
+    }
+    let frozen = if blobs.is_empty() { Frozen::new(segments)? } else { Frozen::with_blobs(segments, blobs)? };
+    Ok(Message::new(frozen, kind, (!fds.is_empty()).then(|| Arc::new(fds))))
 }

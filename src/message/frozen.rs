@@ -3,6 +3,7 @@
 use super::schema::Schema;
 use crate::shm::blob::Blob;
 use crate::shm::block::Frozen;
+use crate::sys::passed::Fds;
 use capnp::message::{Reader, ReaderOptions, ReaderSegments, TypedReader};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -27,12 +28,19 @@ use std::sync::Arc;
 pub struct Message<T: Schema> {
     frozen: Arc<Frozen>,
     kind: u16,
+    /// At most 64, and not none.
+    fds: Option<Fds>,
     root: PhantomData<fn() -> T>,
 }
 
 impl<T: Schema> Message<T> {
-    pub(super) fn new(frozen: Arc<Frozen>, kind: u16) -> Self {
-        Self { frozen, kind, root: PhantomData }
+    pub(super) fn new(frozen: Arc<Frozen>, kind: u16, fds: Option<Fds>) -> Self {
+        Self { frozen, kind, fds, root: PhantomData }
+    }
+
+    #[inline]
+    pub(crate) fn fds(&self) -> Option<&Fds> {
+        self.fds.as_ref()
     }
 
     pub(crate) fn frozen(&self) -> &Arc<Frozen> {
@@ -67,7 +75,7 @@ impl<T: Schema> Message<T> {
 
 impl<T: Schema> Clone for Message<T> {
     fn clone(&self) -> Self {
-        Self::new(self.frozen.clone(), self.kind)
+        Self::new(self.frozen.clone(), self.kind, self.fds.clone())
     }
 }
 

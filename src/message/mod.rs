@@ -5,6 +5,7 @@
 //! One of the three rooms that may hold `unsafe`.
 
 mod builder;
+mod copying;
 mod frozen;
 mod received;
 mod schema;
@@ -13,6 +14,7 @@ mod trust;
 mod union;
 
 pub use builder::{Builder, FreezeError};
+pub use copying::CopyError;
 pub use frozen::Message;
 pub use received::Received;
 pub(crate) use received::{Marks, OpenProblem, Opening, Shelf};

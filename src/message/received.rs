@@ -5,12 +5,14 @@ use super::trust::Trust;
 use crate::shm::blob::ReceivedBlob;
 use crate::shm::block::{INSIDE_WORDS, MAX_SEGMENTS};
 use crate::shm::view::{Borrowed, Place};
-use crate::sys::fork;
+use crate::sys::fork::{self, NoForkFd};
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::passed::{DescriptorsLost, Passed};
 use capnp::message::{Reader, ReaderOptions, ReaderSegments};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// A message from a peer.
@@ -129,12 +131,17 @@ impl<T: Schema> Received<T> {
     pub(crate) fn open_with(
         opening: Opening,
         blobs: u8,
+        passed: Option<Passed>,
         trust: Trust,
         shelf: &Arc<Shelf>,
     ) -> Result<Self, OpenProblem> {
+        if blobs == 0 {
+            let attached = Some(Box::new(Attached { blobs: Vec::new(), passed }));
+            return Ok(Self { attached, ..Self::open(opening, trust, shelf)? });
+        }
         let Opening { borrowed, segments, marks } = opening;
         let (segments, options, blobs) = Segments::with_blobs(borrowed, segments, blobs, trust, shelf)?;
-        let attached = Some(Box::new(Attached { blobs }));
+        let attached = Some(Box::new(Attached { blobs, passed }));
         let reader = Reader::new(segments, options);
         Ok(Self { reader, attached, fork: fork::generation(), marks, root: PhantomData })
     }
@@ -190,6 +197,31 @@ impl<T: Schema> Received<T> {
         self.marks.more
     }
 
+    /// Takes the file descriptors that came with it, in the order they were attached; none if none did, or they were
+    /// taken already. Close-on-exec is set. Those that are not taken are closed with the message.
+    ///
+    /// # Errors
+    /// [`DescriptorsLost`]; the message itself is whole. Also in a forked child, which does not have them.
+    pub fn take_fds(&mut self) -> Result<Vec<OwnedFd>, DescriptorsLost> {
+        match self.attached.as_mut().and_then(|attached| attached.passed.take()) {
+            None => Ok(Vec::new()),
+            Some(Passed::Lost(sent)) => Err(DescriptorsLost { sent }),
+            Some(Passed::Here(fds)) => {
+                let sent = fds.len();
+                fds.into_iter().map(NoForkFd::into_owned).collect::<Option<_>>().ok_or(DescriptorsLost { sent })
+            }
+        }
+    }
+
+    /// Those that were not taken.
+    pub(super) fn fds(&self) -> Result<&[NoForkFd], DescriptorsLost> {
+        match self.attached.as_ref().and_then(|attached| attached.passed.as_ref()) {
+            None => Ok(&[]),
+            Some(&Passed::Lost(sent)) => Err(DescriptorsLost { sent }),
+            Some(Passed::Here(fds)) => Ok(fds),
+        }
+    }
+
     pub(crate) fn channel(&self) -> u32 {
         self.marks.channel
     }
@@ -213,6 +245,7 @@ impl<T: Schema> std::fmt::Debug for Received<T> {
 /// What travels with a message beside its structure.
 struct Attached {
     blobs: Vec<ReceivedBlob>,
+    passed: Option<Passed>,
 }
 
 /// A lender that is believed may nest and repeat as it likes, short of the reader's stack.

@@ -19,7 +19,8 @@ const SNAPSHOT_MAX: u64 = 2 << 30;
 
 impl Trust {
     /// Messages are copied into private memory before they are decoded: no sender can do harm. Everyone's default.
-    /// Costs one copy of the message; one of more than 2 GiB ends the session.
+    /// Costs one copy of the message; one of more than 2 GiB ends the session. Blobs beside it are not copied, nor counted:
+    /// see [`ReceivedBlob`](crate::ReceivedBlob).
     #[must_use]
     pub fn snapshot() -> Self {
         Self::snapshot_up_to(SNAPSHOT_MAX)

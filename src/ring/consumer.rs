@@ -78,6 +78,11 @@ impl Consumer {
         (self.peer.spot(self.next() + SEQUENCE), self.lap_before() as u32)
     }
 
+    /// A word that stays as it is until the next slot is taken, and what it holds: for whoever waits for something else.
+    pub(crate) fn quiet_spot(&self) -> (Spot<'_>, u32) {
+        (self.own.spot(area::CURSOR), self.emptied as u32)
+    }
+
     /// What the next slot's sequence is until it is filled.
     #[inline]
     fn lap_before(&self) -> u64 {

@@ -277,12 +277,38 @@ impl ClientApp {
         }
     }
 
-    /// The arena for a session: shared by all that this app has with servers of its own user.
-    pub(super) fn arena(&self, foreign: bool) -> io::Result<Arena> {
-        if foreign {
-            return self.options.make_arena(true);
-        }
+    /// The arena that this app and its clones share among their sessions with servers of this user: what is built here,
+    /// before, during or after any of them, can be sent in all of them. It lasts as long as a session, a message or a
+    /// handle to it does; the next one is another.
+    ///
+    /// ```no_run
+    /// # capnp::generated_code!(mod hello_capnp);
+    /// # use hello_capnp::hello;
+    /// use std::time::Duration;
+    /// use strait::{Builder, ClientApp, ServerApp};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let app = ClientApp::new("crier").channel::<hello::Owned>("main");
+    /// let mut news = Builder::<hello::Owned>::new(&app.arena()?);
+    /// news.init_root().set_greet("everyone");
+    /// let news = news.freeze()?;
+    /// for server in ["here", "there"] {
+    ///     let session = app.connect(&ServerApp::new(server))?;
+    ///     session.open_channel("main", Duration::from_secs(1))?.send(&news)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The kernel's, if there is no memory or descriptor for it.
+    pub fn arena(&self) -> io::Result<Arena> {
         self.options.share_arena(&mut self.arena.lock())
+    }
+
+    /// The arena for a session.
+    pub(super) fn session_arena(&self, foreign: bool) -> io::Result<Arena> {
+        if foreign { self.options.make_arena(true) } else { self.arena() }
     }
 
     /// For an allow-list: the user it must run as. The server's own unless told otherwise.

@@ -43,7 +43,7 @@ impl ClientApp {
         deadline: Option<Instant>,
     ) -> Result<Session, ConnectError> {
         let own = Credentials::own();
-        let arena = self.arena(server.expected_uid() != own.uid)?;
+        let arena = self.session_arena(server.expected_uid() != own.uid)?;
         let halves = self.cut_areas(&arena)?;
         let hello = self.hello(server, &arena, &halves);
         let memory = arena.read_only_fd()?;

@@ -284,6 +284,9 @@ pub enum ChannelError {
         /// How many it may have.
         limit: usize,
     },
+    /// Blobs or descriptors are attached to the metadata.
+    #[error("metadata takes no blobs and no descriptors")]
+    AttachedToMetadata,
     /// The metadata lies in an arena that this session's peer does not see.
     #[error("the metadata was built in another session's arena")]
     ForeignArena,

@@ -124,6 +124,9 @@ impl Session {
 
     fn lend_metadata<M: Schema>(&self, metadata: &Message<M>) -> Result<MetadataAt, ChannelError> {
         let frozen = metadata.frozen();
+        if !frozen.blobs().is_empty() || metadata.fds().is_some() {
+            return Err(ChannelError::AttachedToMetadata);
+        }
         if !frozen.arena().same(self.core().arena()) {
             return Err(ChannelError::ForeignArena);
         }

@@ -89,6 +89,22 @@ impl BlobBuilder {
         Ok(())
     }
 
+    /// Adds bytes at its end.
+    ///
+    /// # Errors
+    /// [`AllocError`]; nothing has changed then.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) -> Result<(), AllocError> {
+        if self.block.arena().is_forked() {
+            return Err(AllocError::ForkedProcess);
+        }
+        self.reserve(bytes.len())?;
+        // SAFETY: `reserve` made room for so many bytes after the first `len`, this is their only owner, and `bytes` is
+        // no part of them.
+        unsafe { self.block.start().add(self.len).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        self.len += bytes.len();
+        Ok(())
+    }
+
     /// Forgets what comes after the first `len` bytes. Shorter ones stay as they are.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -125,14 +141,7 @@ impl DerefMut for BlobBuilder {
 
 impl Write for BlobBuilder {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.block.arena().is_forked() {
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, AllocError::ForkedProcess));
-        }
-        self.reserve(bytes.len()).map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?;
-        // SAFETY: `reserve` made room for so many bytes after the first `len`, this is their only owner, and `bytes` is
-        // no part of them.
-        unsafe { self.block.start().add(self.len).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        self.len += bytes.len();
+        self.extend_from_slice(bytes).map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?;
         Ok(bytes.len())
     }
 
@@ -162,6 +171,12 @@ impl Blob {
 
     pub(super) fn offset(&self) -> u64 {
         self.0.block.offset()
+    }
+
+    pub(super) fn copy_to(&self, arena: &Arena) -> Result<Self, AllocError> {
+        let mut copy = arena.create_blob_with_capacity(self.len())?;
+        copy.extend_from_slice(self)?;
+        Ok(copy.freeze())
     }
 
     /// What it keeps from being used otherwise.

@@ -215,6 +215,25 @@ impl Frozen {
         Ok(table)
     }
 
+    /// The same bytes, blobs included, in another arena.
+    pub(crate) fn copy_to(&self, arena: &Arena) -> Result<Arc<Self>, FreezeProblem> {
+        let mut segments = Segments::new(arena.clone());
+        for bytes in (0..self.segment_count()).map(|index| self.segment(index)) {
+            let bytes = bytes.ok_or(FreezeProblem::Alloc(AllocError::ForkedProcess))?;
+            // Cap'n Proto's segments have at most 2^29 words.
+            let words = (bytes.len() / WORD) as u32;
+            let piece = segments.add(words).map_err(FreezeProblem::Alloc)?;
+            // SAFETY: the piece was cut for so many words just now, and nobody else has it.
+            unsafe { piece.start.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+            segments.used(piece.start, words);
+        }
+        if self.blobs().is_empty() {
+            return Self::new(segments);
+        }
+        let blobs = self.blobs().iter().map(|blob| blob.copy_to(arena));
+        Self::with_blobs(segments, blobs.collect::<Result<_, _>>().map_err(FreezeProblem::Alloc)?)
+    }
+
     #[inline]
     pub(crate) fn arena(&self) -> &Arena {
         &self.segments.arena

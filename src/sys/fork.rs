@@ -27,10 +27,28 @@ pub(crate) fn making() -> Making {
 }
 
 impl Making {
-    /// Takes a descriptor that was made just now.
+    /// Takes a descriptor: one that was made just now, or that its maker's forked children are to lose from now on.
     pub(crate) fn keep(&mut self, fd: OwnedFd) -> NoForkFd {
         self.0.push(fd.as_raw_fd());
         NoForkFd(Some(fd))
+    }
+}
+
+impl NoForkFd {
+    /// Leaves it to the caller, whose forked children keep it. `None` in a child, which does not have it.
+    pub(crate) fn into_owned(mut self) -> Option<OwnedFd> {
+        let fd = self.0.take()?;
+        let mut open = OPEN.lock();
+        match open.iter().position(|&raw| raw == fd.as_raw_fd()) {
+            Some(index) => {
+                open.swap_remove(index);
+                Some(fd)
+            }
+            None => {
+                std::mem::forget(fd);
+                None
+            }
+        }
     }
 }
 
@@ -38,7 +56,7 @@ impl AsFd for NoForkFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.0 {
             Some(fd) => fd.as_fd(),
-            None => unreachable!("taken only by drop"),
+            None => unreachable!("taken only by what consumes it"),
         }
     }
 }

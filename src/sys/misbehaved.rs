@@ -37,8 +37,8 @@ pub enum PeerMisbehaved {
         /// The arena the peer announced.
         expected: u32,
     },
-    /// A message inside a slot claims no words, or more than fit.
-    #[error("message of {0} words inside a slot")]
+    /// A message inside a slot claims no words, or more than fit, or something that travels beside it.
+    #[error("message of {0} words inside a slot, or with something beside it")]
     InsideLength(u16),
     /// A message, or a slot of returns, that names no memory.
     #[error("a slot without a handle")]
@@ -92,6 +92,33 @@ pub enum PeerMisbehaved {
     /// File descriptors where none may be sent.
     #[error("sent file descriptors with a frame that carries none")]
     UnexpectedDescriptor,
+    /// Another number of descriptors than the message, or its frame, says.
+    #[error("{found} descriptors where {announced} were announced")]
+    DescriptorCount {
+        /// How many there are.
+        found: usize,
+        /// How many there should be.
+        announced: usize,
+    },
+    /// Descriptors for a message that had its turn, or a message whose descriptors had theirs.
+    #[error("descriptors of message {message} out of turn")]
+    DescriptorsOutOfTurn {
+        /// The message.
+        message: u64,
+    },
+    /// More descriptors under way than may be.
+    #[error("{0} descriptors under way")]
+    TooManyDescriptors(u64),
+    /// The peer took fewer descriptors than before, or more than there were.
+    #[error("took {found} descriptors, outside {low}..={high}")]
+    DescriptorsTaken {
+        /// How many it says.
+        found: u64,
+        /// How many it said last.
+        low: u64,
+        /// How many it was sent.
+        high: u64,
+    },
     /// The peer does not read its control socket and its queue is full.
     #[error("control socket not read for {0} frames")]
     Stalled(usize),

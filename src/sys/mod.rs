@@ -19,6 +19,8 @@ pub(crate) mod mapping;
 pub(crate) mod memfd;
 pub(crate) mod misbehaved;
 #[cfg(not(strait_loom))]
+pub(crate) mod passed;
+#[cfg(not(strait_loom))]
 pub(crate) mod pidfd;
 #[cfg(not(strait_loom))]
 pub(crate) mod readiness;

@@ -3,6 +3,7 @@
 
 use crate::shm::handle::Handle;
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::passed::PASSED_MAX;
 use crate::transport::ended::Farewell;
 
 /// Bytes of every frame.
@@ -68,6 +69,12 @@ pub(crate) enum Control {
         number: u32,
         knock: Knock,
     },
+    /// File descriptors, which are with the frame, of a message whose slot is not filled yet.
+    Descriptors(Parcel),
+    /// How many descriptors the sender has taken so far.
+    DescriptorsTaken {
+        total: u64,
+    },
 }
 
 /// What happened in a channel, as a set: to be looked for, not believed.
@@ -94,6 +101,17 @@ impl Knock {
     pub(crate) fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
+}
+
+/// Which message descriptors belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Parcel {
+    /// The channel's, so never 0.
+    pub(crate) number: u32,
+    pub(crate) message: u64,
+    pub(crate) count: u32,
+    /// The kernel did not take them: none are with the frame.
+    pub(crate) lost: bool,
 }
 
 /// What one side asks for when it opens a channel.
@@ -184,8 +202,21 @@ impl Control {
             Self::Finished { number } => {
                 out.u32(13).u32(*number);
             }
+            Self::Descriptors(Parcel { number, message, count, lost }) => {
+                out.u32(7).u32(*number).u64(*message).u32(*count).u32(u32::from(*lost));
+            }
+            Self::DescriptorsTaken { total } => {
+                out.u32(7).u32(0).u64(*total);
+            }
         }
         out.bytes
+    }
+
+    /// Makes a frame of descriptors one that says they are lost.
+    pub(crate) fn give_up_descriptors(frame: &mut [u8; FRAME]) {
+        if let Ok(Self::Descriptors(parcel)) = Self::from_bytes(frame) {
+            *frame = Self::Descriptors(Parcel { lost: true, ..parcel }).to_bytes();
+        }
     }
 
     pub(crate) fn from_bytes(frame: &[u8; FRAME]) -> Result<Self, PeerMisbehaved> {
@@ -230,6 +261,14 @@ impl Control {
             11 => Self::UnexpectedReplies { number, count: from.u64() },
             12 => Self::Cancel { number, id: from.u64() },
             13 => Self::Finished { number },
+            7 if number == 0 => Self::DescriptorsTaken { total: from.u64() },
+            7 => {
+                let (message, count, lost) = (from.u64(), from.u32(), from.u32() != 0);
+                if !(1..=PASSED_MAX as u32).contains(&count) {
+                    return Err(PeerMisbehaved::Frame("no such number of descriptors"));
+                }
+                Self::Descriptors(Parcel { number, message, count, lost })
+            }
             _ => return Err(PeerMisbehaved::Frame("unknown kind")),
         })
     }
@@ -346,6 +385,9 @@ mod tests {
             Control::UnexpectedReplies { number: 3, count: u64::MAX },
             Control::Cancel { number: 3, id: 9 },
             Control::Finished { number: 5 },
+            Control::Descriptors(Parcel { number: 3, message: u64::MAX, count: 64, lost: false }),
+            Control::Descriptors(Parcel { number: 2, message: 1, count: 1, lost: true }),
+            Control::DescriptorsTaken { total: u64::MAX },
         ];
         frames.extend(refusals.map(|refusal| Control::ChannelRefused { number: 1, refusal }));
         for frame in frames {

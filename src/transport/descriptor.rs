@@ -2,7 +2,7 @@
 //!
 //! | word | message | returns | message inside |
 //! |---|---|---|---|
-//! | 0 | kind 1, flags in bits 8..16, segments in 16..32, blobs in 32..40, the application's kind in 48..64 | kind 2 | as a message, but kind 3, and how many words it has in 16..32 |
+//! | 0 | kind 1, flags in bits 8..16, segments in 16..32, blobs in 32..40, file descriptors in 40..48, the application's kind in 48..64 | kind 2 | as a message, but kind 3, and how many words it has in 16..32 |
 //! | 1 | message id | handle | message id |
 //! | 2 | id replied to, or 0 | handle | id replied to, or 0 |
 //! | 3, 4 | handle | handle, two words each | the message |
@@ -61,6 +61,13 @@ impl Envelope {
         debug_assert!((1..=INSIDE_WORDS).contains(&count));
         let [a, b, c, d] = words;
         Self([INSIDE | (count as u64) << 16, 0, 0, a, b, c, d])
+    }
+
+    /// The same with how many file descriptors come through the socket.
+    #[inline]
+    pub(crate) fn passing(mut self, fds: u8) -> Self {
+        self.0[0] |= u64::from(fds) << 40;
+        self
     }
 
     /// The same with what it is for: flags, the application's kind, and what it answers.
@@ -131,6 +138,17 @@ impl Envelope {
         (self.0[0] >> 32) as u8
     }
 
+    #[inline]
+    pub(crate) fn fds(&self) -> u8 {
+        (self.0[0] >> 40) as u8
+    }
+
+    /// Whether anything travels with it.
+    #[inline]
+    pub(crate) fn has_more(&self) -> bool {
+        self.0[0] >> 32 & 0xFFFF != 0
+    }
+
     /// `None` only for a handle of nothing, which [`Descriptor::from_words`] refuses.
     #[inline]
     pub(crate) fn lent_as(&self) -> Option<Handle> {
@@ -187,7 +205,7 @@ impl Descriptor {
         let [head, a, b, c, d, e, f] = payload;
         let envelope = Envelope(payload);
         match head & 0xFF {
-            INSIDE if !(1..=INSIDE_WORDS).contains(&usize::from(envelope.segments())) => {
+            INSIDE if !(1..=INSIDE_WORDS).contains(&usize::from(envelope.segments())) || envelope.has_more() => {
                 Err(PeerMisbehaved::InsideLength(envelope.segments()))
             }
             INSIDE => Ok(Self::Message(envelope)),
@@ -210,7 +228,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let plain = Envelope::lent(handle(1), 512, 255).numbered(5);
+        let plain = Envelope::lent(handle(1), 512, 255).passing(64).numbered(5);
         let full = plain.marked(MORE | ASKS, u16::MAX, Some(4)).returning(Some(handle(2)));
         let inside = Envelope::inside([1, 2, 3, 0], 3).marked(ASKS, 7, None).numbered(6);
         for descriptor in [
@@ -240,6 +258,10 @@ mod tests {
         for words in [0, 5, 0xFFFF] {
             let found = Descriptor::from_words([INSIDE | words << 16, 1, 0, 1, 1, 0, 0]);
             assert_eq!(found, Err(PeerMisbehaved::InsideLength(words as u16)));
+        }
+        for beside in [1 << 32, 1 << 40] {
+            let found = Descriptor::from_words([INSIDE | 1 << 16 | beside, 1, 0, 1, 1, 0, 0]);
+            assert_eq!(found, Err(PeerMisbehaved::InsideLength(1)));
         }
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Inbox {
     /// To the peer's sender, which may wait for room.
     pub(super) sender: Notifier,
     pub(super) patience: Patience,
+    /// Taken from its slot, and not complete before its descriptors are here.
+    held: Option<Envelope>,
 }
 
 /// What a look at the ring can end with.
@@ -46,6 +48,7 @@ impl Inbox {
             sleeper: Sleeper::new(own.clone(), area::RECEIVER, peer.clone(), area::SENDER, area::RECEIVER),
             sender: Notifier::new(own, area::RECEIVER, peer, area::SENDER, fence),
             patience: Patience::new(strategy),
+            held: None,
         }
     }
 
@@ -57,6 +60,9 @@ impl Inbox {
         let condition = port.condition();
         if condition == port::OVER {
             return Some(Found::End);
+        }
+        if self.held.is_some() {
+            return self.take_held(port, condition == port::OPEN);
         }
         for _ in 0..RETURNS_PER_TURN {
             let opened = match self.consumer.try_pop() {
@@ -71,6 +77,10 @@ impl Inbox {
             };
             match opened {
                 Ok(None) => {}
+                Ok(Some(envelope)) if envelope.fds() > 0 => {
+                    self.held = Some(envelope);
+                    return self.take_held(port, condition == port::OPEN);
+                }
                 Ok(Some(envelope)) => {
                     self.patience.found();
                     return Some(Found::Message(envelope));
@@ -81,9 +91,25 @@ impl Inbox {
         None
     }
 
+    /// `open`: descriptors may still come. What has come of them is kept where the message will be opened.
+    #[cold]
+    fn take_held(&mut self, port: &Port, open: bool) -> Option<Found> {
+        let envelope = self.held?;
+        match port.are_here(envelope) {
+            Ok(false) if open => None,
+            Ok(_) => {
+                self.held = None;
+                self.patience.found();
+                Some(Found::Message(envelope))
+            }
+            Err(broken) => Some(Found::Broken(broken)),
+        }
+    }
+
     /// Books what has come home, and takes the handles of messages that nobody will open: one lap at most, after which
     /// the peer has filled its last slot or is still there to be asked again.
     pub(super) fn empty(&mut self, core: &Core, home: &mut Vec<Handle>) -> Result<(), PeerMisbehaved> {
+        home.extend(self.held.take().and_then(|envelope| envelope.lent_as()));
         for _ in 0..self.consumer.capacity() {
             if matches!(core.ended(), Some(Ended::PeerMisbehaved(_))) {
                 return Ok(());
@@ -202,11 +228,19 @@ struct Arrival<'a> {
 impl Source for Arrival<'_> {
     #[inline]
     fn ready(&mut self) -> bool {
-        self.inbox.consumer.is_ready() || self.port.condition() != port::OPEN
+        let over = self.port.condition() != port::OPEN;
+        match self.inbox.held {
+            None => self.inbox.consumer.is_ready() || over,
+            Some(envelope) => over || self.port.are_here(envelope) != Ok(false),
+        }
     }
 
     fn spot(&self) -> (Spot<'_>, u32) {
-        self.inbox.consumer.spot()
+        match self.inbox.held {
+            None => self.inbox.consumer.spot(),
+            // The bell tells.
+            Some(_) => self.inbox.consumer.quiet_spot(),
+        }
     }
 
     #[inline]

@@ -11,6 +11,7 @@ use crate::ring::{Full, Producer, area};
 use crate::shm::handle::Handle;
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::passed::Fds;
 use crate::sys::words::{OwnWords, PeerWords};
 use crate::wait::{self, Deadline, Notifier, Patience, Roused, Sleeper, Source, Wait};
 use std::sync::Arc;
@@ -102,11 +103,17 @@ impl Lane {
         WaitStats { receives, sleeps, wakes: self.outbox.wakes }
     }
 
-    /// Sends a slot if there is room at once; a handle that is owed rides along.
+    /// Sends a slot if there is room at once; a handle that is owed rides along. Descriptors of the message go ahead of
+    /// it, through the socket.
     #[inline]
-    pub(crate) fn try_send(&mut self, envelope: Envelope) -> Result<bool, EndedError> {
+    pub(crate) fn try_send(&mut self, envelope: Envelope, fds: Option<&Fds>) -> Result<bool, EndedError> {
         if !self.port.is_open() {
             return Err(self.port.error());
+        }
+        if let Some(fds) = fds
+            && !self.pass(envelope.id(), fds)?
+        {
+            return Ok(false);
         }
         // What the peer has returned may lie in the ring of a side that only ever sends.
         self.outbox.unlooked += 1;
@@ -128,9 +135,14 @@ impl Lane {
 
     /// Sends a slot, waiting for room until the deadline.
     #[inline]
-    pub(crate) fn send(&mut self, envelope: Envelope, deadline: &mut Deadline) -> Result<(), LaneError> {
-        while !self.try_send(envelope)? {
-            self.wait_for_room(deadline)?;
+    pub(crate) fn send(
+        &mut self,
+        envelope: Envelope,
+        fds: Option<&Fds>,
+        deadline: &mut Deadline,
+    ) -> Result<(), LaneError> {
+        while !self.try_send(envelope, fds)? {
+            self.wait_for_room(fds, deadline)?;
         }
         Ok(())
     }
@@ -150,10 +162,25 @@ impl Lane {
         Ok(room)
     }
 
-    /// Waits until there is room, or the channel is over, which sending anew then tells.
+    /// Passes descriptors if their message can follow at once, as it must: nobody else fills this ring, so what room
+    /// there is stays.
     #[cold]
-    pub(crate) fn wait_for_room(&mut self, deadline: &mut Deadline) -> Result<(), LaneError> {
-        self.wait_until(Producer::has_room, deadline)
+    fn pass(&mut self, message: u64, fds: &Fds) -> Result<bool, EndedError> {
+        match self.outbox.producer.has_room() {
+            Ok(room) => Ok(room && self.port.core().pass(self.port.number(), message, fds)),
+            Err(broken) => Err(self.port.cut_off(broken)),
+        }
+    }
+
+    /// Waits until there is room for a message, and for its descriptors; or the channel is over, which sending anew then
+    /// tells.
+    #[cold]
+    pub(crate) fn wait_for_room(&mut self, fds: Option<&Fds>, deadline: &mut Deadline) -> Result<(), LaneError> {
+        self.wait_until(Producer::has_room, deadline)?;
+        match fds {
+            Some(fds) if !self.port.core().wait_for_window(&self.port, fds.len(), deadline) => Err(LaneError::TimedOut),
+            _ => Ok(()),
+        }
     }
 
     /// Waits until the peer has taken everything that was sent.

@@ -3,6 +3,8 @@
 
 mod channels;
 mod keeping;
+mod outgoing;
+mod passing;
 
 pub(crate) use channels::{CutProblem, cut_area, view_area};
 pub(crate) use keeping::Keeper;
@@ -20,12 +22,14 @@ use crate::shm::view::{Home, View};
 use crate::sys::barrier::Fence;
 use crate::sys::fork;
 use crate::sys::misbehaved::PeerMisbehaved;
-use crate::sys::seqpacket::{Credentials, SeqPacket};
+use crate::sys::seqpacket::{Credentials, Packet, SeqPacket};
 use crate::sys::words::OwnWords;
 use channels::Entry;
 use keeping::Keeping;
 use nix::errno::Errno;
+use outgoing::Outgoing;
 use parking_lot::Mutex;
+use passing::Passing;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicBool;
@@ -82,6 +86,7 @@ pub(crate) struct Core {
     orphans: Mutex<Vec<Handle>>,
     /// Numbers of channels that owe something, each once.
     owing: Mutex<Vec<u32>>,
+    passing: Passing,
     armed: AtomicBool,
     keeping: Mutex<Keeping>,
     /// Whether a keeper other than the watcher has it: read without the lock.
@@ -90,20 +95,7 @@ pub(crate) struct Core {
     reading: Mutex<()>,
 }
 
-/// What is on its way to the socket.
-#[derive(Default)]
-struct Outgoing {
-    frames: VecDeque<[u8; FRAME]>,
-    /// Only returns may follow.
-    said_goodbye: bool,
-    /// Once all is sent, the peer is to see the end of the socket.
-    parting: bool,
-}
-
 const FRAMES_PER_TURN: usize = 64;
-
-/// Frames that wait for a peer who does not read.
-const OUTGOING_MAX: usize = 1024;
 
 impl Core {
     /// Receives what has come and acts on it. False at the end of the socket.
@@ -127,23 +119,29 @@ impl Core {
             if packet.len == 0 {
                 // Orderly or not: whoever is gone reads no more.
                 self.end(Ended::PeerDied);
+                self.outgoing.lock().frames.retain(|outbound| outbound.fds.is_none());
                 let lost = self.loans.reclaim();
                 tracing::debug!(peer = self.parts.peer_name, lost, "session socket at its end");
                 return false;
             }
-            if let Err(broken) = self.on_packet(&frame, packet.len, packet.truncated, packet.fds.len()) {
+            if let Err(broken) = self.on_packet(&frame, packet) {
                 self.misbehaved(broken);
             }
         }
         true
     }
 
-    fn on_packet(&self, buffer: &[u8], len: usize, truncated: bool, fds: usize) -> Result<(), PeerMisbehaved> {
-        if fds > 0 || (truncated && len == FRAME) {
+    fn on_packet(&self, buffer: &[u8], packet: Packet) -> Result<(), PeerMisbehaved> {
+        let Packet { len, fds, truncated, .. } = packet;
+        let whole = buffer.get(..len).and_then(|frame| frame.try_into().ok());
+        let control = whole.ok_or(PeerMisbehaved::Frame("wrong length")).and_then(Control::from_bytes);
+        if let Ok(Control::Descriptors(parcel)) = control {
+            return self.passed_here(parcel, fds, truncated);
+        }
+        if !fds.is_empty() || (truncated && len == FRAME) {
             return Err(PeerMisbehaved::UnexpectedDescriptor);
         }
-        let whole = buffer.get(..len).and_then(|frame| frame.try_into().ok());
-        match Control::from_bytes(whole.ok_or(PeerMisbehaved::Frame("wrong length"))?)? {
+        match control? {
             Control::Returns { look_at, handles } => {
                 handles.into_iter().try_for_each(|handle| self.loans.give_back(handle))?;
                 // More lies in a ring that this side's application may not be looking at. A channel that has closed
@@ -167,6 +165,7 @@ impl Core {
                 let _ = self.tell(number, |news| news.unexpected(count));
                 Ok(())
             }
+            Control::DescriptorsTaken { total } => self.taken_there(total),
             Control::Goodbye(farewell) => {
                 self.end(match farewell {
                     Farewell::Closed => Ended::PeerClosed,
@@ -186,6 +185,10 @@ impl Core {
         tracing::info!(peer = self.parts.peer_name, pid = self.parts.peer.pid, "session ended: {cause}");
         let over = leaves_nothing(cause);
         self.ports().iter().for_each(|port| port.end(over));
+        self.wake_passers();
+        if over {
+            self.discard_arrivals();
+        }
         self.clerk.on_end();
         if let Some(keeper) = self.keeper() {
             keeper.on_end();
@@ -217,51 +220,6 @@ impl Core {
             Some(Ended::PeerMisbehaved(_)) => Farewell::PeerMisbehaved,
             _ => Farewell::Closed,
         }));
-    }
-
-    /// Sends a frame, or keeps it until the socket takes it.
-    pub(crate) fn send(&self, control: &Control) {
-        let mut outgoing = self.outgoing.lock();
-        if outgoing.said_goodbye && !matches!(control, Control::Returns { .. }) {
-            return;
-        }
-        outgoing.said_goodbye |= matches!(control, Control::Goodbye(_));
-        outgoing.frames.push_back(control.to_bytes());
-        let waiting = outgoing.frames.len();
-        let flushed = self.flush(&mut outgoing);
-        drop(outgoing);
-        if !flushed && waiting > OUTGOING_MAX {
-            self.misbehaved(PeerMisbehaved::Stalled(waiting));
-        } else if !flushed {
-            self.arm();
-        }
-    }
-
-    /// The users of this side are gone: once all is sent, the peer sees the end of the socket.
-    fn stop_sending(&self) {
-        let mut outgoing = self.outgoing.lock();
-        outgoing.parting = true;
-        let flushed = self.flush(&mut outgoing);
-        drop(outgoing);
-        if !flushed {
-            self.arm();
-        }
-    }
-
-    fn flush(&self, outgoing: &mut Outgoing) -> bool {
-        let frames = &mut outgoing.frames;
-        while let Some(frame) = frames.front() {
-            match self.parts.socket.send(frame, &[]) {
-                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return false,
-                // The peer is gone, which the watcher learns from the socket itself.
-                Err(_) => frames.clear(),
-                Ok(()) => drop(frames.pop_front()),
-            }
-        }
-        if outgoing.parting {
-            self.parts.socket.stop_sending();
-        }
-        true
     }
 
     // What channels leave behind.
@@ -371,6 +329,7 @@ impl Link {
             outgoing: Mutex::default(),
             orphans: Mutex::default(),
             owing: Mutex::default(),
+            passing: Passing::default(),
             armed: AtomicBool::new(false),
             kept: AtomicBool::new(keeper.is_some()),
             keeping: Mutex::new(Keeping::of(keeper)),
@@ -436,6 +395,7 @@ impl Drop for Hold {
         // Nobody here reads the peer's memory any more: it may have everything back. What it still reads of ours stays
         // until it says the same, or dies; whoever keeps the link sees to that.
         self.core.close();
+        self.core.discard_arrivals();
         self.core.clerk.on_unused();
         self.core.linger();
     }

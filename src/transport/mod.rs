@@ -10,6 +10,7 @@ mod inbox;
 pub(crate) mod lane;
 pub(crate) mod link;
 mod news;
+mod passage;
 pub(crate) mod port;
 mod watch;
 

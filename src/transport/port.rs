@@ -14,6 +14,7 @@ use crate::shm::view::{Home, View};
 use crate::sys::brief::Brief;
 use crate::sys::futex::Bell;
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::passed::Passed;
 use crate::wait::Deadline;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -133,6 +134,12 @@ impl Port {
     pub(super) fn finish(&self) {
         // Partner: `condition`. What was published before is found first.
         self.state.fetch_max(FINISHED, Ordering::AcqRel);
+        self.bell.ring();
+        self.door.tell(Knock::FILLED);
+    }
+
+    /// Descriptors have come: whoever looked for their message without finding it, because they were not here, looks again.
+    pub(super) fn passed_here(&self) {
         self.bell.ring();
         self.door.tell(Knock::FILLED);
     }
@@ -350,6 +357,22 @@ impl Port {
         (self.reported.swap(count, Ordering::Relaxed) != count).then_some(count)
     }
 
+    /// Whether the descriptors that a message says it has have come.
+    #[cold]
+    pub(super) fn are_here(&self, envelope: Envelope) -> Result<bool, PeerMisbehaved> {
+        self.core().are_here(self.number, envelope.id(), envelope.fds().into())
+    }
+
+    #[cold]
+    fn take_passed(&self, envelope: Envelope) -> Passed {
+        let count = envelope.fds().into();
+        // In a forked child they are dead, and the lock may have been held by a thread that is not here.
+        if self.core().is_forked() {
+            return Passed::Lost(count);
+        }
+        self.core().take_passed(self.number, envelope.id(), count)
+    }
+
     pub(super) fn returned_in_slots(&self) {
         self.in_slots.store(true, Ordering::Relaxed);
         self.arm();
@@ -419,6 +442,31 @@ impl Port {
         owed.stale = owed.handles.len();
         self.count(&owed);
         owed.stale > 0
+    }
+}
+
+/// Descriptors that wait for their message to be opened, and are closed if it never is. They count as under way.
+pub(crate) struct Awaiting {
+    port: Arc<Port>,
+    envelope: Envelope,
+}
+
+impl Awaiting {
+    #[cold]
+    pub(crate) fn new(port: Arc<Port>, envelope: Envelope) -> Self {
+        Self { port, envelope }
+    }
+
+    /// The message is opened.
+    pub(crate) fn take(&self) -> Passed {
+        self.port.take_passed(self.envelope)
+    }
+}
+
+impl Drop for Awaiting {
+    fn drop(&mut self) {
+        // None any more if the message was opened.
+        drop(self.port.take_passed(self.envelope));
     }
 }
 

@@ -58,23 +58,32 @@ fn talk(session: &Session) {
             },
             Err(other) => panic!("{other}"),
         };
-        if let Err(SendError::Ended(ended)) = answer(&mut channel, &received) {
+        if let Err(SendError::Ended(ended)) = answer(&mut channel, received) {
             return over(ended.cause);
         }
     }
 }
 
 /// `burst N` is answered with N messages, anything else with itself.
-fn answer(channel: &mut Channel<hello::Owned>, received: &Received<hello::Owned>) -> Result<(), SendError> {
+fn answer(channel: &mut Channel<hello::Owned>, mut received: Received<hello::Owned>) -> Result<(), SendError> {
     // Random bytes need not be a message, nor text.
     let said = received.get().ok().and_then(|root| match root.which().ok()? {
         hello::Greet(text) | hello::Answer(text) => text.ok()?.to_string().ok(),
     });
-    let said = said.unwrap_or_else(|| "unreadable".into());
+    let mut said = said.unwrap_or_else(|| "unreadable".into());
+    if !received.blobs().is_empty() {
+        let bytes: Vec<_> = received.blobs().iter().map(|blob| blob.to_vec().expect("memory")).collect();
+        said = format!("{said}, {} blobs, {} bytes", bytes.len(), bytes.concat().len());
+    }
+    match received.take_fds() {
+        Ok(fds) if fds.is_empty() => {}
+        Ok(fds) => said = format!("{said}, {} descriptors", fds.len()),
+        Err(lost) => said = format!("{said}, {lost}"),
+    }
     let echo = greet(channel, said.strip_prefix("echo ").unwrap_or(&said));
     match said.strip_prefix("burst ").and_then(|count| count.parse::<u32>().ok()) {
         Some(count) => (0..count).try_for_each(|_| channel.send(&echo).map(drop)),
-        None => channel.reply(received, &echo).map(drop),
+        None => channel.reply(&received, &echo).map(drop),
     }
 }
 

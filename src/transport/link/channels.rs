@@ -7,11 +7,14 @@ use crate::shm::account::Account;
 use crate::shm::arena::{AllocError, Arena};
 use crate::shm::handle::WORD;
 use crate::shm::view::View;
+use crate::sys::fork::NoForkFd;
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::passed::Passed;
 use crate::sys::words::{OwnWords, PeerWords};
 use crate::transport::control::{AreaAt, Control, Knock};
 use crate::transport::inbox::Inbox;
 use crate::transport::news::News;
+use crate::transport::passage::Arrivals;
 use crate::transport::port::Port;
 use crate::wait::Wait;
 use std::sync::{Arc, Weak};
@@ -23,8 +26,10 @@ pub(super) struct Entry {
     pub(super) news: Arc<News>,
     /// The other side's half, while this side looks at it.
     pub(super) theirs: Weak<PeerWords>,
-    closed_here: bool,
+    pub(super) closed_here: bool,
     pub(super) closed_there: bool,
+    /// Descriptors of messages that were not received yet.
+    pub(super) arrivals: Arrivals<NoForkFd>,
     /// What was closed here, until the other side has filled its last slot.
     inbox: Option<Inbox>,
 }
@@ -38,6 +43,7 @@ impl Entry {
             theirs: Weak::new(),
             closed_here: false,
             closed_there: false,
+            arrivals: Arrivals::default(),
             inbox: None,
         }
     }
@@ -91,6 +97,7 @@ impl Core {
         drop(channels);
         if let Some(port) = port {
             port.end(false);
+            self.wake_passers();
         }
         if let Some(inbox) = gone.and_then(|entry| entry.inbox) {
             self.empty(inbox);
@@ -158,11 +165,13 @@ impl Core {
         let Some(entry) = channels.get_mut(&number) else { return };
         entry.closed_here = true;
         entry.inbox = inbox;
+        let unwanted = entry.arrivals.take_all();
         let gone = if entry.closed_there { channels.remove(&number) } else { None };
         drop(channels);
         if let Some(inbox) = gone.and_then(|entry| entry.inbox) {
             self.empty(inbox);
         }
+        self.took(unwanted.iter().map(Passed::sent).sum());
         self.send(&Control::ChannelClosed { number });
     }
 }

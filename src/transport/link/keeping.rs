@@ -154,7 +154,7 @@ impl Core {
         while self.flush(&mut outgoing) && !(home.is_empty() && untold.len() == 0) {
             let handles = home.split_off(home.len().saturating_sub(RETURNS_PER_FRAME));
             let look_at = untold.next().map_or(0, |port| port.number());
-            outgoing.frames.push_back(Control::Returns { look_at, handles }.to_bytes());
+            outgoing.frames.push_back((&Control::Returns { look_at, handles }).into());
         }
         let all = outgoing.frames.is_empty() && home.is_empty() && untold.len() == 0;
         drop(outgoing);

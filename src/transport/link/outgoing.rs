@@ -1,0 +1,94 @@
+//! The frames of a link on their way to its socket, in order, with what goes with them.
+
+use super::Core;
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::passed::Fds;
+use crate::transport::control::{Control, FRAME};
+use nix::errno::Errno;
+use parking_lot::MutexGuard;
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+
+/// What is on its way to the socket.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    pub(super) frames: VecDeque<Outbound>,
+    /// Only returns may follow.
+    pub(super) said_goodbye: bool,
+    /// Once all is sent, the peer is to see the end of the socket.
+    parting: bool,
+}
+
+/// A frame that waits for the socket, and what goes with it.
+pub(super) struct Outbound {
+    pub(super) frame: [u8; FRAME],
+    pub(super) fds: Option<Fds>,
+}
+
+impl From<&Control> for Outbound {
+    fn from(control: &Control) -> Self {
+        Self { frame: control.to_bytes(), fds: None }
+    }
+}
+
+/// Frames that wait for a peer who does not read.
+const OUTGOING_MAX: usize = 1024;
+
+impl Core {
+    /// Sends a frame, or keeps it until the socket takes it.
+    pub(crate) fn send(&self, control: &Control) {
+        let mut outgoing = self.outgoing.lock();
+        if outgoing.said_goodbye && !matches!(control, Control::Returns { .. }) {
+            return;
+        }
+        outgoing.said_goodbye |= matches!(control, Control::Goodbye(_));
+        self.send_frame(outgoing, control.into());
+    }
+
+    /// As [`send`](Self::send), for whoever has the queue.
+    pub(super) fn send_frame(&self, mut outgoing: MutexGuard<'_, Outgoing>, frame: Outbound) {
+        outgoing.frames.push_back(frame);
+        let waiting = outgoing.frames.len();
+        let flushed = self.flush(&mut outgoing);
+        drop(outgoing);
+        if !flushed && waiting > OUTGOING_MAX {
+            self.misbehaved(PeerMisbehaved::Stalled(waiting));
+        } else if !flushed {
+            self.arm();
+        }
+    }
+
+    /// The users of this side are gone: once all is sent, the peer sees the end of the socket.
+    pub(in crate::transport) fn stop_sending(&self) {
+        let mut outgoing = self.outgoing.lock();
+        outgoing.parting = true;
+        let flushed = self.flush(&mut outgoing);
+        drop(outgoing);
+        if !flushed {
+            self.arm();
+        }
+    }
+
+    pub(super) fn flush(&self, outgoing: &mut Outgoing) -> bool {
+        let frames = &mut outgoing.frames;
+        while let Some(Outbound { frame, fds }) = frames.front_mut() {
+            let some = fds.as_ref().map(|fds| fds.iter().map(AsFd::as_fd).collect::<Vec<_>>());
+            match self.parts.socket.send(frame, &some.unwrap_or_default()) {
+                // The last: this user has as many descriptors under way as the kernel allows.
+                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS) => return false,
+                // Not these: some kinds cannot be passed. Their message is on its way.
+                Err(Errno::EINVAL | Errno::EPERM | Errno::EBADF | Errno::EOPNOTSUPP) if fds.is_some() => {
+                    Control::give_up_descriptors(frame);
+                    *fds = None;
+                }
+                // The peer is gone, which the watcher learns from the socket itself.
+                Err(_) => frames.clear(),
+                Ok(()) => drop(frames.pop_front()),
+            }
+        }
+        if outgoing.parting {
+            self.parts.socket.stop_sending();
+        }
+        true
+    }
+}

@@ -1,0 +1,187 @@
+//! The rules for file descriptors on their way with messages: how many may be under way, and which message each belongs
+//! to. Pure: no sockets, and descriptors of any type.
+
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::passed::{PASSED_MAX, Passed};
+use std::collections::VecDeque;
+
+/// Descriptors that may be under way in one direction of a session: sent, and not yet taken by the application there.
+pub(super) const WINDOW: u64 = 128;
+
+// Whoever takes says so at every half window: what is taken and not yet said leaves room for a whole message.
+const _: () = assert!(PASSED_MAX as u64 <= WINDOW / 2);
+
+/// The sender's side: never more under way than may be.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    passed: u64,
+    taken: u64,
+}
+
+impl Window {
+    pub(super) fn has_room(&self, count: usize) -> bool {
+        self.passed - self.taken + count as u64 <= WINDOW
+    }
+
+    /// Counts descriptors as under way, if so many more may be.
+    pub(super) fn pass(&mut self, count: usize) -> bool {
+        let room = self.has_room(count);
+        if room {
+            self.passed += count as u64;
+        }
+        room
+    }
+
+    /// The peer says how many it has taken so far.
+    pub(super) fn taken(&mut self, total: u64) -> Result<(), PeerMisbehaved> {
+        if !(self.taken..=self.passed).contains(&total) {
+            return Err(PeerMisbehaved::DescriptorsTaken { found: total, low: self.taken, high: self.passed });
+        }
+        self.taken = total;
+        Ok(())
+    }
+}
+
+/// The receiver's side: how many of the peer's are here, and how many it has yet to hear of.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    here: u64,
+    taken: u64,
+    told: u64,
+}
+
+impl Account {
+    pub(super) fn arrived(&mut self, count: usize) -> Result<(), PeerMisbehaved> {
+        let here = self.here + count as u64;
+        if here > WINDOW {
+            return Err(PeerMisbehaved::TooManyDescriptors(here));
+        }
+        self.here = here;
+        Ok(())
+    }
+
+    /// So many are no longer on their way; `Some` if it is time to tell the peer how many in all.
+    pub(super) fn took(&mut self, count: usize) -> Option<u64> {
+        self.here = self.here.saturating_sub(count as u64);
+        self.taken += count as u64;
+        (self.taken - self.told >= WINDOW / 2).then(|| {
+            self.told = self.taken;
+            self.taken
+        })
+    }
+}
+
+/// What has arrived over one channel and not been taken.
+#[derive(Debug)]
+pub(super) struct Arrivals<D> {
+    /// By message, rising.
+    waiting: VecDeque<(u64, Passed<D>)>,
+    last: u64,
+}
+
+impl<D> Default for Arrivals<D> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), last: 0 }
+    }
+}
+
+impl<D> Arrivals<D> {
+    /// Messages with descriptors come in the order of their numbers, each once.
+    pub(super) fn arrived(&mut self, message: u64, passed: Passed<D>) -> Result<(), PeerMisbehaved> {
+        if message <= self.last {
+            return Err(PeerMisbehaved::DescriptorsOutOfTurn { message });
+        }
+        self.last = message;
+        self.waiting.push_back((message, passed));
+        Ok(())
+    }
+
+    /// Whether those of a message that says it has `count` are here.
+    pub(super) fn are_here(&self, message: u64, count: usize) -> Result<bool, PeerMisbehaved> {
+        match self.waiting.iter().find(|(id, _)| *id == message) {
+            Some((_, passed)) if passed.sent() == count => Ok(true),
+            Some((_, passed)) => Err(PeerMisbehaved::DescriptorCount { found: passed.sent(), announced: count }),
+            None if self.last >= message => Err(PeerMisbehaved::DescriptorsOutOfTurn { message }),
+            None => Ok(false),
+        }
+    }
+
+    pub(super) fn take(&mut self, message: u64) -> Option<Passed<D>> {
+        let index = self.waiting.iter().position(|(id, _)| *id == message)?;
+        self.waiting.remove(index).map(|(_, passed)| passed)
+    }
+
+    pub(super) fn take_all(&mut self) -> Vec<Passed<D>> {
+        self.waiting.drain(..).map(|(_, passed)| passed).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_honest_sender_is_never_too_early_and_never_stuck() {
+        let (mut window, mut account) = (Window::default(), Account::default());
+        let (mut under_way, mut counts) = (VecDeque::new(), [64, 1, 63, 17, 64, 64, 2, 5].into_iter().cycle());
+        let mut next = counts.next().unwrap();
+        for _ in 0..10_000 {
+            while window.pass(next) {
+                assert_eq!(account.arrived(next), Ok(()));
+                under_way.push_back(next);
+                next = counts.next().unwrap();
+            }
+            // Everything is taken: then there is room for anything.
+            for count in under_way.drain(..) {
+                if let Some(total) = account.took(count) {
+                    assert_eq!(window.taken(total), Ok(()));
+                }
+            }
+            assert!(window.has_room(PASSED_MAX));
+        }
+    }
+
+    #[test]
+    fn more_than_the_window_is_misbehaviour() {
+        let mut account = Account::default();
+        assert_eq!((account.arrived(64), account.arrived(64)), (Ok(()), Ok(())));
+        assert_eq!(account.arrived(1), Err(PeerMisbehaved::TooManyDescriptors(129)));
+        assert_eq!(account.took(1), None);
+        assert_eq!(account.arrived(1), Ok(()));
+    }
+
+    #[test]
+    fn what_is_taken_only_rises_and_not_past_what_was_passed() {
+        let mut window = Window::default();
+        assert!(window.pass(100) && !window.pass(29) && window.pass(28));
+        for (found, low) in [(129, 0), (u64::MAX, 0)] {
+            assert_eq!(window.taken(found), Err(PeerMisbehaved::DescriptorsTaken { found, low, high: 128 }));
+        }
+        assert_eq!(window.taken(100), Ok(()));
+        assert_eq!(window.taken(100), Ok(()));
+        assert_eq!(window.taken(99), Err(PeerMisbehaved::DescriptorsTaken { found: 99, low: 100, high: 128 }));
+    }
+
+    #[test]
+    fn each_message_has_its_own_once() {
+        let mut arrivals = Arrivals::default();
+        assert_eq!(arrivals.are_here(5, 2), Ok(false));
+        assert_eq!(arrivals.arrived(5, Passed::Here(vec!["a", "b"])), Ok(()));
+        for again in [5, 4, 0] {
+            let broken = PeerMisbehaved::DescriptorsOutOfTurn { message: again };
+            assert_eq!(arrivals.arrived(again, Passed::Here(vec!["c"])), Err(broken));
+        }
+        assert_eq!(arrivals.arrived(7, Passed::Lost(3)), Ok(()));
+        assert_eq!(
+            (arrivals.are_here(5, 2), arrivals.are_here(7, 3), arrivals.are_here(8, 1)),
+            (Ok(true), Ok(true), Ok(false))
+        );
+        assert_eq!(arrivals.are_here(5, 1), Err(PeerMisbehaved::DescriptorCount { found: 2, announced: 1 }));
+        assert_eq!(arrivals.are_here(6, 1), Err(PeerMisbehaved::DescriptorsOutOfTurn { message: 6 }));
+        // Out of order, as a reply that is awaited is.
+        assert!(matches!(arrivals.take(7), Some(Passed::Lost(3))));
+        assert!(matches!(arrivals.take(5), Some(Passed::Here(fds)) if fds == ["a", "b"]));
+        assert!(arrivals.take(5).is_none());
+        assert_eq!(arrivals.are_here(5, 2), Err(PeerMisbehaved::DescriptorsOutOfTurn { message: 5 }));
+    }
+}
