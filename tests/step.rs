@@ -3,7 +3,8 @@
 //! is left with nothing, and its other session goes on.
 //!
 //! `STRAIT_LEVEL` says how many points: `quick` some of each operation, spread evenly; `nightly` and `release` every
-//! instruction of the first kind, and of the second every system call and 2,000 instructions.
+//! instruction of the first kind, and of the second every system call and 2,000 instructions. `STRAIT_OPS` names the
+//! operations, with commas, if not all are wanted.
 
 #[path = "common/bulk.rs"]
 mod bulk;
@@ -99,7 +100,9 @@ fn kill_all(ops: &[Op], mut run: impl FnMut(Op) -> Traced, mut quiet: impl FnMut
     tracer::settle();
     println!("note: operation       instructions  calls  kills  aimed  message came  PeerDied  PeerClosed  no session");
     let mut all = 0;
-    for &op in ops {
+    let wanted =
+        |op: Op| std::env::var("STRAIT_OPS").map_or(true, |ops| ops.split(',').any(|name| name == format!("{op:?}")));
+    for &op in ops.iter().filter(|&&op| wanted(op)) {
         let (most, most_calls) = budget(op);
         let mut row = Row::default();
         let mut settle = |row: &mut Row| {
