@@ -152,6 +152,7 @@ fn kill_all(ops: &[Op], mut run: impl FnMut(Op) -> Traced, mut quiet: impl FnMut
         );
         let sends = matches!(op, Op::Publish | Op::Wake | Op::ReturnRiding);
         assert!(!sends || (came > 0 && came < kills), "both before and after it was published");
+        assert!(aimed * 8 > kills, "{op:?}: hardly a point was met");
         all += kills;
     }
     println!("note: {all} kills");
