@@ -12,15 +12,16 @@ mod scene;
 capnp::generated_code!(mod hello_capnp);
 
 use common::Case;
-use common::apps::ask;
+use common::apps::{ask, client, open};
 use common::eventually;
+use hello_capnp::hello;
 use raw::{ARENA, BYTES, Frame, MESSAGES, Memory, Random, Raw, Socket, area, handle, schema};
 use scene::{Scene, broke, honest};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use strait::PeerMisbehaved;
+use strait::{Channel, PeerMisbehaved};
 
 fn main() -> ExitCode {
     const LONG: u64 = 6 * 3600;
@@ -227,15 +228,14 @@ fn one_mutation(scene: &mut Scene, seed: u64, done: &AtomicU64, until: Instant) 
     answered
 }
 
-/// The middle one of the times of honest questions.
-fn round_trip(scene: &mut Scene) -> Duration {
-    let mut times: Vec<Duration> = (0..500)
-        .map(|_| {
-            let start = Instant::now();
-            assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
-            start.elapsed()
-        })
-        .collect();
+/// The middle one of the times that honest questions take, until `enough`.
+fn round_trip(channel: &mut Channel<hello::Owned>, mut enough: impl FnMut(usize) -> bool) -> Duration {
+    let mut times = Vec::new();
+    while !enough(times.len()) {
+        let start = Instant::now();
+        assert_eq!(ask(channel, "echo still there"), "still there");
+        times.push(start.elapsed());
+    }
     times.sort_unstable();
     times[times.len() / 2]
 }
@@ -243,21 +243,29 @@ fn round_trip(scene: &mut Scene) -> Duration {
 fn mutator() {
     let mut random = Random::new();
     let mut scene = Scene::new("snapshot");
-    let done = AtomicU64::new(0);
-    let quiet = round_trip(&mut scene);
+    let (done, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let session = client().connect(&scene.place.server()).expect("connect");
+    let mut other = open(&session);
+    let quiet = round_trip(&mut other, |count| count == 2_000);
     let end = Instant::now() + Duration::from_secs(if thorough() { 600 } else { 5 });
     let (mut sessions, mut answered) = (0, 0);
-    while Instant::now() < end {
-        answered += one_mutation(&mut scene, random.next(), &done, end);
-        assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
-        sessions += 1;
-    }
+    let disturbed = std::thread::scope(|scope| {
+        let honest = scope.spawn(|| round_trip(&mut other, |count| count > 0 && over.load(Ordering::Relaxed)));
+        while Instant::now() < end {
+            answered += one_mutation(&mut scene, random.next(), &done, end);
+            assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
+            sessions += 1;
+        }
+        over.store(true, Ordering::Relaxed);
+        honest.join().expect("the honest one")
+    });
     let mutations = done.load(Ordering::Relaxed);
-    let after = round_trip(&mut scene);
-    println!(
-        "note: {mutations} changes, {sessions} sessions, {answered} answers; honest p50 {quiet:?} before, {after:?} after"
-    );
+    println!("note: {mutations} changes, {sessions} sessions, {answered} answers");
+    println!("note: honest round trips, p50: {quiet:?} before, {disturbed:?} meanwhile");
     assert!(mutations > 1_000 && answered > 0);
+    session.close();
+    drop((other, session));
+    scene.peer.must_say("tester: PeerClosed");
     scene.end();
 }
 
