@@ -309,6 +309,7 @@ fn poor_guest(args: &[String]) {
 fn leaves(how: &str) {
     with_server("snapshot", |place, peer| {
         let mut leaver = Peer::start("leaver", &[place.text(), how]);
+        let inherited: usize = leaver.line().parse().expect("a number");
         leaver.must_say("in a session");
         leaver.tell("go");
         peer.must_say("session: PeerDied");
@@ -316,7 +317,7 @@ fn leaves(how: &str) {
         if how == "exec" {
             let pid = leaver.pid().to_string();
             let fds = || std::fs::read_dir(format!("/proc/{pid}/fd")).expect("procfs").count();
-            eventually("it has its three descriptors", || (fds() == 3).then_some(()));
+            eventually("it has what the leaver was started with", || (fds() == inherited).then_some(()));
             assert_eq!(common::census::maps(&pid), Vec::<String>::new());
         }
         drop(leaver);
@@ -328,6 +329,8 @@ fn leaves(how: &str) {
 }
 
 fn leaver(args: &[String]) {
+    // The directory's own is gone by then.
+    say(std::fs::read_dir("/proc/self/fd").expect("procfs").count() - 1);
     let session = client().connect(&server(&args[0])).expect("connect");
     let mut channel = open(&session);
     assert_eq!(ask(&mut channel, "echo hello"), "hello");
@@ -339,6 +342,12 @@ fn leaver(args: &[String]) {
     }
 }
 
+/// Whether all threads of a process are in a state.
+fn threads_are(pid: Pid, state: &str) -> bool {
+    let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("procfs").flatten();
+    threads.all(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| stat.contains(state)))
+}
+
 /// It is slow, not dead: an answer comes late, and the session goes on.
 fn stopped() {
     let stop = Duration::from_secs(if thorough() { 60 } else { 1 });
@@ -348,6 +357,7 @@ fn stopped() {
         assert_eq!(ask(&mut channel, "echo before"), "before");
         let pid = Pid::from_raw(peer.pid() as i32);
         kill(pid, Signal::SIGSTOP).expect("kill");
+        eventually("every thread has stopped", || threads_are(pid, ") T ").then_some(()));
         let question = greet(&channel, "echo meanwhile");
         assert_eq!(channel.request(&question, stop).map(drop), Err(RequestError::TimedOut));
         assert_eq!(session.end(), None);

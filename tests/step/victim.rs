@@ -72,8 +72,8 @@ impl Op {
         matches!(self, Self::FirstLogIn | Self::LogIn | Self::Bind | Self::Unbind)
     }
 
-    /// Too slow for those who wait if it is done step by step: jemalloc makes an arena.
-    pub fn is_long(self) -> bool {
+    /// jemalloc makes an arena, which takes long step by step: for whoever waits at the other end, too long.
+    pub fn makes_arena(self) -> bool {
         matches!(self, Self::FirstLogIn | Self::Bind)
     }
 
