@@ -60,3 +60,7 @@ pub use self::{
     },
     wait::Wait,
 };
+
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub use self::session::seams;

@@ -31,9 +31,11 @@ use survivor::{Books, SOON, Seen, keep_company};
 use victim::{Note, OPS, Op, named, now};
 
 fn main() -> ExitCode {
+    // A second for each is more than they take.
+    let limit = number("STRAIT_KILLS").unwrap_or(0).max(180);
     let cases = [
-        Case::new(CLIENTS, clients),
-        Case::new(SERVERS, servers),
+        Case::new(CLIENTS, clients).limit(limit),
+        Case::new(SERVERS, servers).limit(limit),
         Case::new("the_harness_finds_what_is_wrong", controls),
     ];
     let roles: &[common::Role] = &[

@@ -17,6 +17,8 @@ pub use builder::{Builder, FreezeError};
 pub use copying::CopyError;
 pub use frozen::Message;
 pub use received::Received;
+#[cfg(any(fuzzing, test))]
+pub(crate) use received::walk;
 pub(crate) use received::{Marks, OpenProblem, Opening, Shelf};
 pub use schema::{DataTooLong, Schema, data_len};
 pub use trust::Trust;

@@ -442,3 +442,16 @@ fn as_bytes(words: &[u64]) -> &[u8] {
     // SAFETY: initialised words are initialised bytes, and bytes need no alignment.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
 }
+
+/// Copies a message and reads all of it, whatever it is of.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn walk(borrowed: Borrowed, segments: u16) {
+    let copied = Segments::copied(borrowed, segments, u64::MAX, &Arc::default());
+    let Ok((segments, options)) = copied else { return };
+    let reader = Reader::new(segments, options);
+    if let Ok(root) = reader.get_root::<capnp::any_pointer::Reader<'_>>() {
+        let _ = root.target_size();
+        let mut copy = capnp::message::Builder::new_default();
+        let _ = copy.set_root(root);
+    }
+}

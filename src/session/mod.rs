@@ -10,6 +10,8 @@ mod login;
 mod offer;
 mod reconnect;
 mod rundir;
+#[cfg(any(fuzzing, test))]
+pub mod seams;
 mod server;
 #[expect(clippy::module_inception, reason = "the room and the thing it is for")]
 mod session;

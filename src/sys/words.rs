@@ -168,7 +168,7 @@ mod model {
 }
 
 /// The same words seen from both processes, in one.
-#[cfg(all(test, not(strait_loom)))]
+#[cfg(all(any(fuzzing, test), not(strait_loom)))]
 pub(crate) fn shared(len: usize) -> (OwnWords, PeerWords) {
     let words: Box<[std::sync::atomic::AtomicU64]> = (0..len).map(|_| 0.into()).collect();
     let keep = std::sync::Arc::new(words);

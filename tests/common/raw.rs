@@ -9,6 +9,7 @@ use crate::hello_capnp::hello;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::socket::{
@@ -194,6 +195,13 @@ impl Socket {
         };
         bytes.truncate(len);
         (len > 0).then_some((Frame(bytes), fds))
+    }
+
+    /// Whether the other side is gone, or has shut this socket down. Takes nothing that may be read.
+    pub fn is_over(&self) -> bool {
+        let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLHUP)];
+        poll(&mut polled, PollTimeout::ZERO).expect("poll");
+        polled[0].revents().is_some_and(|found| !found.is_empty())
     }
 
     /// All frames until the end.
