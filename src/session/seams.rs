@@ -9,11 +9,13 @@ use crate::shm::block::{Frozen, Segments};
 use crate::shm::handle::Handle;
 use crate::shm::loans::{LoanQuota, Loans};
 use crate::shm::view::{Borrowed, Home, View};
+use crate::sys::fork;
 use crate::sys::memfd::Writable;
 use crate::sys::words::shared;
 use crate::transport::control::{Control, FRAME};
 use crate::transport::descriptor::Descriptor;
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// The bytes as words, the last one padded.
@@ -60,7 +62,7 @@ pub fn login(bytes: &[u8]) {
     if let Ok(Ok(hello)) = Hello::from_bytes(bytes) {
         assert_eq!(Hello::from_bytes(&hello.to_bytes()), Ok(Ok(hello.clone())), "it does not survive being written");
         let policy = Policy { server: &hello.server, allow: &[], serves: &[], channels_max: 8 };
-        if let Err(refused) = policy.judge(&hello, 1, 2) {
+        if let Err(refused) = policy.judge(&hello, 1, 2, || None) {
             let _ = refused.explain(&hello, 1, 2, true);
         }
     }
@@ -98,8 +100,8 @@ impl Both {
     fn new() -> Self {
         let options = Options { bytes: BYTES, quota: BYTES, writable: Writable::ByOwner };
         let arena = Arena::create(options).expect("an arena");
-        let fd = arena.read_only_fd().expect("a descriptor");
-        let view = View::map(fd, arena.id(), BYTES as u64, BYTES as u64).expect("a view");
+        let fd = arena.read_only_fd().expect("a descriptor").as_fd().try_clone_to_owned().expect("another");
+        let view = View::map(fork::making().keep(fd), arena.id(), BYTES as u64, BYTES as u64).expect("a view");
         Self { arena, view }
     }
 }
@@ -140,7 +142,7 @@ pub fn decode(bytes: &[u8]) {
     let Some((&segments, bytes)) = bytes.split_first() else { return };
     let count = bytes.len().div_ceil(8).clamp(1, BYTES / 16);
     let block = home.arena.alloc(count * 8, 8).expect("room");
-    let (offset, own) = (block.offset(), block.into_words());
+    let (offset, own) = (block.offset(), block.into_words(()));
     words(bytes).take(count).enumerate().for_each(|(index, word)| own.store(index, word));
     let segments = u16::from(segments % 4);
     if segments > 1 {
@@ -159,7 +161,7 @@ pub fn decode(bytes: &[u8]) {
 /// Lending and giving back as the input says: the ledger and an oracle agree.
 pub fn ledger(bytes: &[u8]) {
     let home = Both::new();
-    let book = Loans::new(LoanQuota { loans: 8, bytes: u64::MAX });
+    let book = Loans::new(LoanQuota { loans: 8, bytes: u64::MAX }, None);
     let mut pieces = Segments::new(home.arena.clone());
     let piece = pieces.add(8).expect("room");
     assert!(pieces.used(piece.start, 8));
