@@ -192,8 +192,11 @@ pub fn ledger(bytes: &[u8]) {
     assert_eq!(book.reclaim(), lent.len());
 }
 
+/// A name, and what is fed.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// All of them, by name.
-pub const ALL: [(&str, fn(&[u8])); 6] = [
+pub const ALL: [Target; 6] = [
     ("ring", ring),
     ("login", login),
     ("control", control),
