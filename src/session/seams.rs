@@ -101,7 +101,9 @@ impl Both {
         let options = Options { bytes: BYTES, quota: BYTES, writable: Writable::ByOwner };
         let arena = Arena::create(options).expect("an arena");
         let fd = arena.read_only_fd().expect("a descriptor").as_fd().try_clone_to_owned().expect("another");
-        let view = View::map(fork::making().keep(fd), arena.id(), BYTES as u64, BYTES as u64).expect("a view");
+        // Kept first: the lock that `making` holds is wanted again when the descriptor goes.
+        let fd = fork::making().keep(fd);
+        let view = View::map(fd, arena.id(), BYTES as u64, BYTES as u64).expect("a view");
         Self { arena, view }
     }
 }
