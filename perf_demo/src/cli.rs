@@ -70,6 +70,25 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Runs the measuring half against a server that `serve` started.
     Client(Client),
+    /// Measures what it takes to meet: a session from nothing to its first answer beside a bare socket that does as much,
+    /// what a session commits, and a request beside thousands of idle sessions.
+    Open(Opening),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Opening {
+    /// Sessions of each kind to open.
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub(crate) rounds: usize,
+    /// Idle sessions to hold.
+    #[arg(long, default_value_t = 4000, value_name = "N")]
+    pub(crate) idle: usize,
+    /// Requests per turn.
+    #[arg(long, default_value_t = 20_000, value_name = "N")]
+    pub(crate) requests: usize,
+    /// The other process.
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub(crate) serve: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

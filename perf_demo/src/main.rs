@@ -12,6 +12,7 @@ mod cpus;
 mod driver;
 mod floor;
 mod group;
+mod opening;
 mod payload;
 mod plot;
 mod report;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             None => driver::run(&cli.measure, &cli.files.file, &stop),
             Some(Command::Serve(serve)) => server::run(serve, &stop),
             Some(Command::Client(client)) => client::run(client, &stop),
+            Some(Command::Open(open)) => opening::run(open),
         };
         match stop.signal() {
             // Being told to stop is no failure of a server; of a measurement it is, and a shell wants to know which.

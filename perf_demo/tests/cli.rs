@@ -57,6 +57,21 @@ fn a_small_run_verifies_every_row_and_has_exactly_the_promised_keys() -> Outcome
 }
 
 #[test]
+fn meeting_is_measured_and_leaves_nothing() -> Outcome {
+    let temp = tempfile::tempdir()?;
+    let few = ["open", "--rounds", "5", "--idle", "10", "--requests", "50"];
+    let output = perf_demo().args(few).env("TMPDIR", temp.path()).output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::str::from_utf8(&output.stdout)?;
+    for line in ["bare: connect", "a session, connect to first answer", "a session commits", "beside 10 idle sessions"]
+    {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    assert_eq!(std::fs::read_dir(temp.path())?.count(), 0, "something was left behind");
+    Ok(())
+}
+
+#[test]
 fn a_table_a_chart_and_a_picture_are_drawn() -> Outcome {
     let temp = tempfile::tempdir()?;
     let plot = temp.path().join("plot.svg");

@@ -190,6 +190,7 @@ impl Arena {
         self.0.map.len()
     }
 
+    /// What a peer is passed to map it.
     pub(crate) fn read_only_fd(&self) -> io::Result<NoForkFd> {
         self.0.memfd.reopen_read_only()
     }

@@ -46,7 +46,7 @@ impl View {
     /// Checks what a peer sent, and only then maps it, unless it is mapped already.
     pub(crate) fn map(fd: NoForkFd, arena: u32, announced: u64, limit: u64) -> Result<Arc<Self>, ViewError> {
         let memfd = Memfd::check(fd, announced, limit)?;
-        let key = (memfd.id()?, arena);
+        let key = (memfd.id(), arena);
         let known = VIEWS.lock().get(&key).and_then(Weak::upgrade);
         if let Some(view) = known {
             return Ok(view);

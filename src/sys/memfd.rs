@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 use std::ffi::CStr;
@@ -60,11 +60,18 @@ pub(crate) struct FileId {
     inode: u64,
 }
 
+impl FileId {
+    fn of(stat: &FileStat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
+    }
+}
+
 /// A memfd of fixed size.
 #[derive(Debug)]
 pub(crate) struct Memfd {
     fd: NoForkFd,
     len: usize,
+    id: FileId,
 }
 
 impl Memfd {
@@ -88,7 +95,8 @@ impl Memfd {
         fchmod(&fd, Mode::S_IRUSR)?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
-        Ok(Self { fd, len })
+        let id = FileId::of(&fstat(&fd)?);
+        Ok(Self { fd, len, id })
     }
 
     /// Closes the set of seals. With [`Writable::NoMore`] existing writable mappings stay, new ones are refused.
@@ -116,11 +124,11 @@ impl Memfd {
         if !SealFlag::from_bits_retain(seals).contains(fixed) {
             return Err(BadMemory::Seals);
         }
-        let found = fstat(&fd).map_err(BadMemory::Unreadable)?.st_size;
-        if u64::try_from(found) != Ok(announced) {
-            return Err(BadMemory::Size { found: found.unsigned_abs(), announced });
+        let stat = fstat(&fd).map_err(BadMemory::Unreadable)?;
+        if u64::try_from(stat.st_size) != Ok(announced) {
+            return Err(BadMemory::Size { found: stat.st_size.unsigned_abs(), announced });
         }
-        Ok(Self { fd, len })
+        Ok(Self { fd, len, id: FileId::of(&stat) })
     }
 
     /// A descriptor of the same memory that can only be mapped for reading.
@@ -157,9 +165,8 @@ impl Memfd {
     }
 
     /// Which file it is, whoever opened it and how often.
-    pub(crate) fn id(&self) -> io::Result<FileId> {
-        let found = fstat(self)?;
-        Ok(FileId { device: found.st_dev, inode: found.st_ino })
+    pub(crate) fn id(&self) -> FileId {
+        self.id
     }
 
     /// How many bytes of it exist as pages.
