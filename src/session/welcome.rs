@@ -173,7 +173,7 @@ impl ServerApp {
     }
 }
 
-type Prepared = (crate::shm::arena::Arena, Opened, [u8; FRAME], Arc<crate::sys::fork::NoForkFd>);
+type Prepared = (crate::shm::arena::Arena, Opened, [u8; FRAME], crate::sys::fork::NoForkFd);
 
 fn meeting(admission: Admission) -> Meeting {
     match admission {

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use thiserror::Error;
 use tikv_jemalloc_sys as jemalloc;
 
@@ -79,10 +79,6 @@ struct Owned {
     hooks: &'static Hooks,
     index: u32,
     tcaches: Arc<Tcaches>,
-    /// Whether several peers may see it.
-    shared: bool,
-    /// What peers are passed, kept for the next one where there can be several.
-    read_only: OnceLock<Arc<NoForkFd>>,
     fork: u32,
 }
 
@@ -105,18 +101,7 @@ impl Arena {
         // The index first, with default hooks: created with ours, jemalloc would keep its records in shared memory.
         let index: u32 = mallctl::read("arenas.create").map_err(io::Error::from)?;
         let hooks = Hooks::new(&memfd, base, map.len(), options.quota, punches);
-        let owned = Owned {
-            id,
-            serial,
-            memfd,
-            map,
-            hooks,
-            index,
-            tcaches: Arc::default(),
-            shared: punches,
-            read_only: OnceLock::new(),
-            fork: fork::generation(),
-        };
+        let owned = Owned { id, serial, memfd, map, hooks, index, tcaches: Arc::default(), fork: fork::generation() };
         let set = |leaf: &str| format!("arena.{index}.{leaf}");
         mallctl::write(&set("extent_hooks"), hooks.table())?;
         mallctl::write(&set("muzzy_decay_ms"), 0isize)?;
@@ -206,13 +191,8 @@ impl Arena {
     }
 
     /// What a peer is passed to map it.
-    pub(crate) fn read_only_fd(&self) -> io::Result<Arc<NoForkFd>> {
-        if let Some(kept) = self.0.read_only.get() {
-            return Ok(kept.clone());
-        }
-        let made = Arc::new(self.0.memfd.reopen_read_only()?);
-        // An arena that has to be sealed is for one peer: it would keep the descriptor for nothing.
-        Ok(if self.0.shared { self.0.read_only.get_or_init(|| made).clone() } else { made })
+    pub(crate) fn read_only_fd(&self) -> io::Result<NoForkFd> {
+        self.0.memfd.reopen_read_only()
     }
 
     /// How many bytes of memory the arena holds now, in use or kept warm for reuse. One system call.
