@@ -48,7 +48,7 @@ pub use self::{
         loans::{LoanQuota, QuotaExceeded},
         view::ViewError,
     },
-    sys::{memfd::BadMemory, misbehaved::PeerMisbehaved, seqpacket::Credentials},
+    sys::{memfd::BadMemory, memory::Backing, misbehaved::PeerMisbehaved, seqpacket::Credentials},
     transport::{
         ended::{Ended, EndedError},
         lane::WaitStats,

@@ -5,6 +5,7 @@ use crate::shm::arena::{self, Arena, WeakArena};
 use crate::shm::loans::LoanQuota;
 use crate::sys::fork::PerProcess;
 use crate::sys::memfd::Writable;
+use crate::sys::memory::Backing;
 use crate::transport::control::NAME_MAX;
 use crate::wait::Wait;
 use std::io;
@@ -81,6 +82,7 @@ pub(super) struct Options {
     pub(super) offers: usize,
     pub(super) arena_bytes: usize,
     pub(super) arena_quota: Option<usize>,
+    pub(super) backing: Backing,
     pub(super) peer_arena_max: u64,
     pub(super) loan_quota: LoanQuota,
     pub(super) channels_max: usize,
@@ -112,6 +114,7 @@ impl Options {
             offers: 0,
             arena_bytes,
             arena_quota: None,
+            backing: Backing::default(),
             peer_arena_max: 64 << 30,
             loan_quota: LoanQuota { loans: 1 << 16, bytes: u64::MAX },
             channels_max: 1024,
@@ -132,11 +135,12 @@ impl Options {
     /// against that user writing to it.
     pub(super) fn make_arena(&self, foreign: bool) -> io::Result<Arena> {
         let quota = self.arena_quota.unwrap_or(self.arena_bytes);
+        let backing = self.backing;
         Arena::create(if foreign {
             let bytes = self.arena_bytes.min(FOREIGN_BYTES);
-            arena::Options { bytes, quota: quota.min(FOREIGN_QUOTA), writable: Writable::NoMore }
+            arena::Options { bytes, quota: quota.min(FOREIGN_QUOTA), writable: Writable::NoMore, backing }
         } else {
-            arena::Options { bytes: self.arena_bytes, quota, writable: Writable::ByOwner }
+            arena::Options { bytes: self.arena_bytes, quota, writable: Writable::ByOwner, backing }
         })
     }
 }
@@ -160,6 +164,14 @@ macro_rules! options {
         #[must_use]
         pub fn arena_quota(mut self, bytes: usize) -> Self {
             self.options.arena_quota = Some(bytes);
+            self
+        }
+
+        /// What its arenas are made of: [`Backing::Memfd`](crate::Backing::Memfd) unless told otherwise. A peer that
+        /// says otherwise is refused.
+        #[must_use]
+        pub fn backing(mut self, backing: crate::Backing) -> Self {
+            self.options.backing = backing;
             self
         }
 

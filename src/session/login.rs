@@ -1,12 +1,12 @@
-//! The log-in: one frame each way, and the judgement between them. Pure: no sockets, no clocks, nothing mapped.
+//! The log-in: one frame each way, and the judgement between them. Pure: no sockets, no clocks.
 //!
 //! The first 32 bytes of every frame stay as they are for all versions, so that two builds that do not understand each
 //! other can say so.
 
 use super::app::{Allowed, ChannelSpec, is_name};
 use super::error::{LoginError, Version};
-use crate::shm::arena::Arena;
-use crate::sys::barrier::{self, Fence};
+use super::terms::{Terms, backing_number, backing_of, backing_out, backing_suits, terms_in, terms_out};
+use crate::sys::memory::Backing;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::control::{AreaAt, Reader, Writer};
 
@@ -24,9 +24,6 @@ pub(super) const VERSION: Version = Version { oldest: OLDEST, newest: NEWEST, la
 const OLDEST: u32 = if cfg!(strait_build = "later") { 2 } else { 1 };
 const NEWEST: u32 = if cfg!(any(strait_build = "next", strait_build = "later")) { 2 } else { 1 };
 
-/// The process has registered for `membarrier`: see `sys::barrier`.
-const FEATURE_MEMBARRIER: u64 = 1;
-
 /// A client's first words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
@@ -35,27 +32,6 @@ pub(super) struct Hello {
     pub(super) server: String,
     pub(super) terms: Terms,
     pub(super) channels: Vec<(ChannelSpec, AreaAt)>,
-}
-
-/// What each side tells of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Terms {
-    pub(super) features: u64,
-    pub(super) arena: u32,
-    pub(super) arena_bytes: u64,
-}
-
-impl Terms {
-    /// What this process tells of itself and an arena.
-    pub(super) fn of(arena: &Arena) -> Self {
-        let features = if barrier::register() { FEATURE_MEMBARRIER } else { 0 };
-        Self { features, arena: arena.id(), arena_bytes: arena.capacity() as u64 }
-    }
-
-    /// Who may pay for the fence: the sleeper, if both have registered.
-    pub(super) fn fence(self, theirs: Self) -> Fence {
-        if self.features & theirs.features & FEATURE_MEMBARRIER != 0 { Fence::SleeperMay } else { Fence::Each }
-    }
 }
 
 /// A server's answer.
@@ -84,6 +60,10 @@ pub(super) enum Refused {
     TooManyChannels,
     Memory,
     Busy,
+    /// With the refuser's own.
+    OtherBacking(Backing),
+    /// Memory with a name, to somebody who is not believed in place.
+    NamedNeedsTrust,
 }
 
 /// Who a client may be and what it may ask for.
@@ -92,6 +72,7 @@ pub(super) struct Policy<'a> {
     pub(super) allow: &'a [Allowed],
     pub(super) serves: &'a [ChannelSpec],
     pub(super) channels_max: usize,
+    pub(super) backing: Backing,
 }
 
 impl Policy<'_> {
@@ -105,6 +86,7 @@ impl Policy<'_> {
         same_user().next().ok_or(Refused::WrongUser)?;
         let allowed = same_user().find(|allowed| allowed.gid.is_none_or(|expected| expected == gid));
         let allowed = allowed.ok_or(Refused::WrongGroup)?;
+        backing_suits(self.backing, hello.terms.backing, allowed.trust)?;
         if hello.channels.len() > self.channels_max {
             return Err(Refused::TooManyChannels);
         }
@@ -142,6 +124,11 @@ impl Refused {
             Self::TooManyChannels => LoginError::TooManyChannels,
             Self::Memory => LoginError::MemoryRefused,
             Self::Busy => LoginError::Busy,
+            Self::OtherBacking(refuser) if by_this_side => {
+                LoginError::OtherBacking { ours: refuser, theirs: hello.terms.backing }
+            }
+            Self::OtherBacking(refuser) => LoginError::OtherBacking { ours: hello.terms.backing, theirs: refuser },
+            Self::NamedNeedsTrust => LoginError::NamedNeedsTrust,
         }
     }
 }
@@ -155,7 +142,7 @@ const REFUSED: u32 = 3;
 impl Hello {
     /// All that is known of a build that speaks otherwise.
     pub(super) fn of_version(version: Version) -> Self {
-        let terms = Terms { features: 0, arena: 0, arena_bytes: 0 };
+        let terms = Terms { features: 0, arena: 0, arena_bytes: 0, backing: Backing::Memfd, token: 0 };
         Self { version, client: String::new(), server: String::new(), terms, channels: Vec::new() }
     }
 
@@ -164,6 +151,7 @@ impl Hello {
         terms_out(&mut out, self.terms);
         out.name(&self.client).name(&self.server);
         channels_out(&mut out, &self.channels);
+        backing_out(&mut out, self.terms);
         out.bytes
     }
 
@@ -177,7 +165,7 @@ impl Hello {
         if kind != HELLO || frame.len() != FRAME {
             return Err(PeerMisbehaved::Frame("no hello"));
         }
-        let terms = terms_in(&mut from);
+        let terms = terms_in(&mut from, frame)?;
         let (client, server) = (from.name()?, from.name()?);
         let channels = channels_in(&mut from)?;
         Ok(Ok(Self { version, client, server, terms, channels }))
@@ -195,6 +183,7 @@ impl Answer {
                     out.area(*area);
                 }
                 channels_out(&mut out, opens);
+                backing_out(&mut out, *terms);
                 out.bytes
             }
             Self::Refused(refused) => {
@@ -209,6 +198,8 @@ impl Answer {
                     Refused::TooManyChannels => (7, 0, 0),
                     Refused::Memory => (8, 0, 0),
                     Refused::Busy => (9, 0, 0),
+                    Refused::OtherBacking(backing) => (14, backing_number(backing), 0),
+                    Refused::NamedNeedsTrust => (15, 0, 0),
                 };
                 let mut out = head(REFUSED, VERSION);
                 out.u32(code).u32(index).u64(detail);
@@ -223,7 +214,7 @@ impl Answer {
         match kind {
             _ if !understands(version) => Ok(Self::Refused(Refused::Incompatible(version))),
             WELCOME if frame.len() == FRAME => {
-                let terms = terms_in(&mut from);
+                let terms = terms_in(&mut from, frame)?;
                 if from.u32() as usize != channels {
                     return Err(PeerMisbehaved::Frame("welcome with other channels"));
                 }
@@ -242,6 +233,8 @@ impl Answer {
                     7 => Refused::TooManyChannels,
                     8 => Refused::Memory,
                     9 => Refused::Busy,
+                    14 => Refused::OtherBacking(backing_of(index)?),
+                    15 => Refused::NamedNeedsTrust,
                     _ => return Err(PeerMisbehaved::Frame("unknown refusal")),
                 }))
             }
@@ -267,14 +260,6 @@ fn head_in(from: &mut Reader<'_>) -> Result<(u32, Version), PeerMisbehaved> {
     }
     let (kind, oldest, newest, _) = (from.u32(), from.u32(), from.u32(), from.u32());
     Ok((kind, Version { oldest, newest, layout: from.u64() }))
-}
-
-fn terms_out(out: &mut Writer<FRAME>, terms: Terms) {
-    out.u64(terms.features).u32(terms.arena).u64(terms.arena_bytes);
-}
-
-fn terms_in(from: &mut Reader<'_>) -> Terms {
-    Terms { features: from.u64(), arena: from.u32(), arena_bytes: from.u64() }
 }
 
 /// What a side opens, at most [`CHANNELS_MAX`].
@@ -333,7 +318,7 @@ mod tests {
             version: VERSION,
             client: "viewer".into(),
             server: "cache".into(),
-            terms: Terms { features: 1, arena: 7, arena_bytes: 1 << 32 },
+            terms: Terms { features: 1, arena: 7, arena_bytes: 1 << 32, backing: Backing::Memfd, token: 0 },
             channels: vec![channel("main", 1), channel("side", 2)],
         }
     }
@@ -345,6 +330,7 @@ mod tests {
             allow: &[allowed("other", 1, None), allowed("viewer", 10, Some(20)), allowed("viewer", 11, None)],
             serves: &[ChannelSpec { name: "side".into(), schema: 2 }, ChannelSpec { name: "main".into(), schema: 1 }],
             channels_max: 2,
+            backing: Backing::Memfd,
         };
         policy.judge(hello, uid, gid).map(drop)
     }
@@ -354,7 +340,7 @@ mod tests {
         let hello = hello();
         assert_eq!(Hello::from_bytes(&hello.to_bytes()), Ok(Ok(hello)));
         let area = AreaAt { offset: 9, slots: 2 };
-        let terms = Terms { features: 0, arena: 1, arena_bytes: 2 };
+        let terms = Terms { features: 0, arena: 1, arena_bytes: 2, backing: Backing::Named, token: u64::MAX };
         let longest = ChannelSpec { name: "x".repeat(64), schema: u64::MAX };
         let opens = vec![(longest, area); CHANNELS_MAX];
         let welcome = Answer::Welcome { terms, areas: vec![area; CHANNELS_MAX], opens };
@@ -369,6 +355,8 @@ mod tests {
             Refused::TooManyChannels,
             Refused::Memory,
             Refused::Busy,
+            Refused::OtherBacking(Backing::Heap),
+            Refused::NamedNeedsTrust,
         ] {
             let answer = Answer::Refused(refused);
             assert_eq!(Answer::from_bytes(&answer.to_bytes(), 0), Ok(answer));

@@ -11,6 +11,7 @@ mod rundir;
 mod server;
 #[expect(clippy::module_inception, reason = "the room and the thing it is for")]
 mod session;
+mod terms;
 
 pub use app::{ClientApp, ServerApp};
 pub use error::{AcceptError, BindError, ChannelError, CloseError, ConnectError, LoginError, RunDirError, Version};

@@ -3,20 +3,23 @@
 use super::app::ServerApp;
 use super::desk::{Asked, Half, Opened, Side};
 use super::error::{AcceptError, BindError};
-use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, Policy, Refused, Terms, VERSION};
+use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, Policy, Refused, VERSION};
 use super::rundir::RunDir;
 use super::session::Session;
+use super::terms::Terms;
 use crate::message::{Builder, Schema, Trust};
 use crate::shm::arena::Arena;
 use crate::shm::view::{View, ViewError};
 use crate::sys::fork;
 use crate::sys::lockfile::LockFile;
+use crate::sys::memory::Backing;
 use crate::sys::seqpacket::{Credentials, Listener, Packet, SeqPacket, poll_readable};
 use crate::transport::link::{LinkParts, cut_area, view_area};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -270,16 +273,21 @@ impl SessionServer {
             allow: &self.app.allow,
             serves: &self.app.options.serves,
             channels_max: self.app.options.channels_max,
+            backing: self.app.options.backing,
         };
         let no = |refused| refuse(&socket, refused, Some((&hello, peer)));
         let trust = policy.judge(&hello, peer.uid, peer.gid).map_err(no)?.trust;
+        // Memory with a name can be opened by its user alone.
+        if hello.terms.backing == Backing::Named && peer.uid != Credentials::own().uid {
+            return Err(no(Refused::NamedNeedsTrust));
+        }
         let mut fds = packet.fds.into_iter();
-        let (Some(memory), None) = (fds.next(), fds.next()) else {
+        let (memory, None) = (fds.next(), fds.next()) else {
             return Err(no(Refused::Memory));
         };
-        let Terms { arena, arena_bytes, .. } = hello.terms;
-        let view = match View::map(memory, arena, arena_bytes, self.app.options.peer_arena_max) {
-            Ok(view) => view,
+        let view = match hello.terms.view(memory, peer.uid, self.app.options.peer_arena_max) {
+            Ok(Some(view)) => view,
+            Ok(None) => return Err(no(Refused::Memory)),
             Err(ViewError::Bad(bad)) => {
                 tracing::warn!(client = hello.client, pid = peer.pid, "memory refused: {bad}");
                 return Err(no(Refused::Memory));
@@ -315,10 +323,11 @@ impl SessionServer {
             opens.push((spec.clone(), at));
             opened.asked.push((Asked { number, spec: spec.clone(), own }, None));
         }
-        let terms = Terms::of(&arena);
+        let terms = Terms::of(&arena, options.backing);
         let memory = arena.read_only_fd()?;
         let welcome = Answer::Welcome { terms, areas, opens }.to_bytes();
-        match socket.send(&welcome, &[memory.as_fd()]) {
+        let passed: SmallVec<[_; 1]> = memory.iter().map(AsFd::as_fd).collect();
+        match socket.send(&welcome, &passed) {
             Ok(()) => {}
             Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(AcceptError::Disconnected),
             Err(errno) => return Err(io::Error::from(errno).into()),

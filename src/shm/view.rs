@@ -7,10 +7,12 @@ use crate::sys::fork::{NoForkFd, PerProcess};
 use crate::sys::mapping::{Access, Mapping};
 use crate::sys::memfd::{BadMemory, FileId, Memfd};
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::named::Named;
 use crate::sys::sync::{AtomicU64, Ordering};
 use crate::sys::words::PeerWords;
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 use thiserror::Error;
@@ -36,7 +38,7 @@ pub(crate) struct View {
 }
 
 /// Whose memory it is, as the kernel says, and what the peer calls it. A mapping keeps its file, and Linux, since before
-/// it had `futex_waitv`, gives no two memfds of one boot the same 64 bits.
+/// it had `futex_waitv`, gives no two files of a tmpfs the same 64 bits in one boot.
 type Key = (FileId, u32);
 
 /// The views of this process: sessions with one arena share one mapping of it, since address space is not endless.
@@ -46,13 +48,29 @@ impl View {
     /// Checks what a peer sent, and only then maps it, unless it is mapped already.
     pub(crate) fn map(fd: NoForkFd, arena: u32, announced: u64, limit: u64) -> Result<Arc<Self>, ViewError> {
         let memfd = Memfd::check(fd, announced, limit)?;
-        let key = (memfd.id()?, arena);
+        Self::of(&memfd, memfd.len(), arena)
+    }
+
+    /// As [`map`](Self::map), of memory that has a name.
+    pub(crate) fn map_named(
+        uid: u32,
+        token: u64,
+        arena: u32,
+        announced: u64,
+        limit: u64,
+    ) -> Result<Arc<Self>, ViewError> {
+        let (memory, len) = Named::open(uid, token, announced, limit)?;
+        Self::of(&memory, len, arena)
+    }
+
+    fn of(memory: &impl AsFd, len: usize, arena: u32) -> Result<Arc<Self>, ViewError> {
+        let key = (FileId::of(memory.as_fd())?, arena);
         let known = VIEWS.lock().get(&key).and_then(Weak::upgrade);
         if let Some(view) = known {
             return Ok(view);
         }
         // The descriptor is not needed beyond this: the mapping keeps the memory.
-        let map = Mapping::new(&memfd, memfd.len(), Access::ReadOnly)?;
+        let map = Mapping::new(memory, len, Access::ReadOnly)?;
         let made = Arc::new(Self { map, arena, key });
         let mut views = VIEWS.lock();
         // Another thread may have been quicker.

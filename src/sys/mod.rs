@@ -17,7 +17,11 @@ pub(crate) mod lockfile;
 pub(crate) mod mapping;
 #[cfg(not(strait_loom))]
 pub(crate) mod memfd;
+#[cfg(not(strait_loom))]
+pub(crate) mod memory;
 pub(crate) mod misbehaved;
+#[cfg(not(strait_loom))]
+pub(crate) mod named;
 #[cfg(not(strait_loom))]
 pub(crate) mod seqpacket;
 pub(crate) mod sync;

@@ -1,0 +1,505 @@
+//! What every backing has to do: the same cases over anonymous memory, memory with a name, and no shared memory at all.
+
+#[path = "common/bulk.rs"]
+mod bulk;
+mod common;
+capnp::generated_code!(mod cache_capnp);
+capnp::generated_code!(mod hello_capnp);
+
+use bulk::{check_file, file};
+use cache_capnp::cache;
+use common::apps::{Place, SHORT, ask, client, greet, open, server, trust, words};
+use common::peer::{Peer, hear, say};
+use common::{Case, PATIENCE, census, eventually, obliging};
+use hello_capnp::hello;
+use std::process::ExitCode;
+use strait::{
+    AcceptError, Backing, Channel, ClientApp, ConnectError, Ended, LoanQuota, LoginError, RecvError, RequestError,
+    SendError, ServerApp, Session, Trust,
+};
+
+macro_rules! over_each_backing {
+    ($($case:ident)*) => {
+        [
+            $(
+                Case::new(concat!("memfd_", stringify!($case)), || $case(Backing::Memfd)),
+                Case::new(concat!("named_", stringify!($case)), || $case(Backing::Named)),
+            )*
+        ]
+    };
+}
+
+fn main() -> ExitCode {
+    let cases = over_each_backing![
+        messages_come_in_order
+        requests_are_answered
+        large_messages_and_many_segments
+        a_full_channel_waits_and_goes_on
+        a_stuck_channel_leaves_the_others_alone
+        both_directions_at_once
+        late_answers_are_dropped
+        a_channel_closes_after_what_was_sent
+        a_session_closes_after_what_was_sent
+        what_was_sent_before_a_death_is_received
+        what_was_received_stays
+        the_death_of_a_client_is_noticed
+        quotas_hold
+        one_message_to_many_sessions
+        unread_messages_go_home
+        channels_are_opened_later
+        killed_apps_leave_nothing
+        other_backings_are_refused
+    ];
+    let roles: &[common::Role] =
+        &[("obliging", obliging_server), ("files", file_server), ("hearers", hearers), ("client", idle_client)];
+    common::main(&cases, roles)
+}
+
+// The apps of a backing.
+
+fn word(backing: Backing) -> &'static str {
+    match backing {
+        Backing::Memfd => "memfd",
+        Backing::Named => "named",
+        Backing::Heap => "heap",
+        other => panic!("{other:?}"),
+    }
+}
+
+fn backing(word: &str) -> Backing {
+    let all = [Backing::Memfd, Backing::Named, Backing::Heap];
+    all.into_iter().find(|&backing| self::word(backing) == word).expect("a backing")
+}
+
+/// Memory with a name goes to friends only.
+fn believed(backing: Backing) -> Trust {
+    trust(if backing == Backing::Named { "in_place" } else { "snapshot" })
+}
+
+const SLOTS: u32 = 8;
+
+fn server_app(dir: &str, backing: Backing) -> ServerApp {
+    server(dir).backing(backing).slots(SLOTS).allow(&client(), believed(backing))
+}
+
+fn client_app(backing: Backing) -> ClientApp {
+    client().backing(backing).slots(SLOTS).trust(believed(backing))
+}
+
+fn connect(place: &Place, backing: Backing) -> Session {
+    client_app(backing).channel::<hello::Owned>("main").connect(&place.server()).expect("connect")
+}
+
+fn obliging_server(args: &[String]) {
+    obliging::run_app(server_app(&args[0], backing(&args[1])).channel::<hello::Owned>("main"), |_| {});
+}
+
+fn start_server(place: &Place, backing: Backing) -> Peer {
+    let mut peer = Peer::start("obliging", &[place.text(), word(backing)]);
+    peer.must_say("ready");
+    peer
+}
+
+/// A case against an obliging server; `talk` must leave no session.
+fn with_server(backing: Backing, talk: impl FnOnce(&Place, &mut Peer)) {
+    let place = Place::new();
+    let mut peer = start_server(&place, backing);
+    talk(&place, &mut peer);
+    peer.tell("stop");
+    peer.finish();
+    place.must_be_empty();
+}
+
+// The cases.
+
+fn messages_come_in_order(backing: Backing) {
+    with_server(backing, |place, _| {
+        let session = connect(place, backing);
+        let mut channel = open(&session);
+        channel.send(&greet(&channel, "burst 2000")).expect("send");
+        for index in 0..2_000 {
+            let received = channel.recv_timeout(PATIENCE).expect("recv");
+            assert_eq!((words(&received), received.id()), (format!("burst {index}"), index + 1));
+        }
+        assert_eq!(words(&channel.recv().expect("recv")), "done");
+        for _ in 0..2_000 {
+            channel.send_timeout(&greet(&channel, "note"), PATIENCE).expect("send");
+        }
+        assert_eq!(ask(&mut channel, "heard"), "2002");
+    });
+}
+
+fn requests_are_answered(backing: Backing) {
+    with_server(backing, |place, _| {
+        let session = connect(place, backing);
+        let mut channel = open(&session);
+        for index in 0..500 {
+            assert_eq!(ask(&mut channel, &format!("echo {index}")), index.to_string());
+        }
+        let id = channel.send(&greet(&channel, "echo again")).expect("send");
+        let answer = channel.recv().expect("recv");
+        assert_eq!((words(&answer).as_str(), answer.in_reply_to()), ("again", Some(id)));
+        assert!(channel.try_recv().expect("open").is_none());
+        assert_eq!(channel.recv_timeout(SHORT).map(drop), Err(RecvError::TimedOut));
+        // Nothing at all can be said, too.
+        let nothing = channel.create_msg().freeze().expect("room");
+        assert_eq!(words(&channel.request(&nothing, PATIENCE).expect("answer")), "?");
+    });
+}
+
+const LARGE: usize = 100 << 20;
+
+fn file_server(args: &[String]) {
+    let app = server_app(&args[0], backing(&args[1])).channel::<cache::Owned>("files");
+    let server = app.bind().expect("bind");
+    say("ready");
+    let session = server.accept().expect("accept");
+    let mut channel = session.accept_channel::<cache::Owned>().expect("channel");
+    let segmented = channel.recv().expect("recv");
+    check_file(&segmented, 40, 50_000);
+    let large = file(&channel, 1, LARGE, true);
+    assert_eq!(large.segments().len(), 1);
+    channel.reply(&segmented, &large).expect("reply");
+    drop((segmented, large));
+    let back = channel.recv().expect("recv");
+    check_file(&back, 3, LARGE / 3);
+    channel.reply(&back, &file(&channel, 40, 50_000, false)).expect("reply");
+    assert!(matches!(channel.recv(), Err(RecvError::Ended(_))));
+}
+
+fn large_messages_and_many_segments(backing: Backing) {
+    let place = Place::new();
+    let mut peer = Peer::start("files", &[place.text(), word(backing)]);
+    peer.must_say("ready");
+    let session = client_app(backing).connect(&place.server()).expect("connect");
+    let mut channel = session.open_channel::<cache::Owned>("files", PATIENCE).expect("channel");
+    let segmented = file(&channel, 40, 50_000, false);
+    assert!(segmented.segments().len() > 2, "meant to have several segments");
+    let large = channel.request(&segmented, PATIENCE).expect("answer");
+    check_file(&large, 1, LARGE);
+    let back = file(&channel, 3, LARGE / 3, false);
+    assert!(back.segments().len() > 1, "meant to have several segments");
+    check_file(&channel.request(&back, PATIENCE).expect("answer"), 40, 50_000);
+    drop((segmented, back, large, channel, session));
+    peer.finish();
+    place.must_be_empty();
+}
+
+/// Sends notes until there is no room.
+fn fill(channel: &mut Channel<hello::Owned>) -> u64 {
+    let note = greet(channel, "note");
+    let mut sent = 0;
+    loop {
+        match channel.try_send(&note) {
+            Ok(_) => sent += 1,
+            Err(SendError::Full) => return sent,
+            Err(other) => panic!("{other}"),
+        }
+        assert!(sent <= u64::from(SLOTS), "nobody empties it");
+    }
+}
+
+fn a_full_channel_waits_and_goes_on(backing: Backing) {
+    with_server(backing, |place, peer| {
+        let session = connect(place, backing);
+        let mut channel = open(&session);
+        channel.send(&greet(&channel, "gate")).expect("send");
+        // The one at the gate has left its slot, or will.
+        let sent = eventually("the gate is reached", || (fill(&mut channel) == 0).then_some(()).map(|()| 0_u64));
+        assert_eq!(sent, 0);
+        let note = greet(&channel, "note");
+        assert_eq!(channel.send_timeout(&note, SHORT), Err(SendError::TimedOut));
+        assert_eq!(channel.try_send(&note), Err(SendError::Full));
+        peer.tell("open the gate");
+        channel.send_timeout(&note, PATIENCE).expect("room again");
+        assert_eq!(words(&channel.recv_timeout(PATIENCE).expect("recv")), "passed");
+        let heard: u64 = ask(&mut channel, "heard").parse().expect("a number");
+        assert!((u64::from(SLOTS)..=u64::from(SLOTS) + 4).contains(&heard), "{heard}");
+    });
+}
+
+fn a_stuck_channel_leaves_the_others_alone(backing: Backing) {
+    with_server(backing, |place, peer| {
+        let session = connect(place, backing);
+        let (mut stuck, mut other) = (open(&session), open(&session));
+        stuck.send(&greet(&stuck, "gate")).expect("send");
+        let large = greet(&stuck, &"x".repeat(300_000));
+        while stuck.try_send(&large).is_ok() {}
+        (0..100).for_each(|index| assert_eq!(ask(&mut other, &format!("echo {index}")), index.to_string()));
+        peer.tell("open the gate");
+        assert_eq!(words(&stuck.recv_timeout(PATIENCE).expect("recv")), "passed");
+    });
+}
+
+fn both_directions_at_once(backing: Backing) {
+    with_server(backing, |place, _| {
+        let session = connect(place, backing);
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let mut channel = open(&session);
+                std::thread::spawn(move || {
+                    let text = "y".repeat(10_000);
+                    for index in 0..100 {
+                        let question = format!("echo {thread} {index} {text}");
+                        assert_eq!(ask(&mut channel, &question), question[5..]);
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().expect("talk"));
+    });
+}
+
+fn late_answers_are_dropped(backing: Backing) {
+    with_server(backing, |place, _| {
+        let session = connect(place, backing);
+        let mut channel = open(&session);
+        let later = greet(&channel, "later");
+        assert_eq!(channel.request(&later, SHORT).map(drop), Err(RequestError::TimedOut));
+        assert_eq!(ask(&mut channel, "echo now"), "now");
+        assert_eq!(channel.recv_timeout(SHORT).map(drop), Err(RecvError::TimedOut));
+    });
+}
+
+/// Everything that comes until the end, and the end.
+fn drain(channel: &mut Channel<hello::Owned>) -> (usize, Ended) {
+    for received in 0.. {
+        match channel.recv_timeout(PATIENCE) {
+            Ok(message) => assert_eq!(words(&message), format!("flood {received}")),
+            Err(RecvError::Ended(ended)) => return (received, ended.cause),
+            Err(other) => panic!("{other}"),
+        }
+    }
+    unreachable!("no end")
+}
+
+fn a_channel_closes_after_what_was_sent(backing: Backing) {
+    with_server(backing, |place, _| {
+        let session = connect(place, backing);
+        let (mut closing, mut other) = (open(&session), open(&session));
+        closing.send(&greet(&closing, "flood-and-close-channel 100")).expect("send");
+        assert_eq!(drain(&mut closing), (100, Ended::ChannelClosed));
+        assert!(matches!(closing.try_send(&greet(&closing, "note")), Err(SendError::Ended(_))));
+        assert_eq!(ask(&mut other, "echo still there"), "still there");
+    });
+}
+
+fn a_session_closes_after_what_was_sent(backing: Backing) {
+    with_server(backing, |place, _| {
+        let session = connect(place, backing);
+        let mut channel = open(&session);
+        channel.send(&greet(&channel, "flood-and-close-session 100")).expect("send");
+        assert_eq!(drain(&mut channel), (100, Ended::PeerClosed));
+        assert_eq!(session.end(), Some(Ended::PeerClosed));
+    });
+}
+
+fn what_was_sent_before_a_death_is_received(backing: Backing) {
+    let place = Place::new();
+    let peer = start_server(&place, backing);
+    let session = connect(&place, backing);
+    let mut channel = open(&session);
+    let few = SLOTS - 1;
+    channel.send(&greet(&channel, &format!("flood-and-die {few}"))).expect("send");
+    eventually("its death", || session.end());
+    assert_eq!(drain(&mut channel), (few as usize, Ended::PeerDied));
+    drop((channel, session, peer));
+    // The next one finds nothing in its way, and leaves nothing.
+    drop(server_app(place.text(), backing).bind().expect("bind"));
+    place.must_be_empty();
+}
+
+fn what_was_received_stays(backing: Backing) {
+    let place = Place::new();
+    let peer = start_server(&place, backing);
+    let session = connect(&place, backing);
+    let mut channel = open(&session);
+    let kept: Vec<_> = (0..20)
+        .map(|index| {
+            let question = greet(&channel, &format!("echo {index}"));
+            channel.request(&question, PATIENCE).expect("answer")
+        })
+        .collect();
+    peer.kill();
+    eventually("its death", || session.end());
+    drop((channel, session));
+    (0..20).for_each(|index| assert_eq!(words(&kept[index]), index.to_string()));
+    drop(kept);
+    drop(server_app(place.text(), backing).bind().expect("bind"));
+    place.must_be_empty();
+}
+
+fn idle_client(args: &[String]) {
+    let session = client_app(backing(&args[1])).connect(&server(&args[0])).expect("connect");
+    let mut channel = open(&session);
+    let received = channel.recv_timeout(PATIENCE).expect("recv");
+    say(words(&received));
+    hear();
+    drop((received, channel, session));
+}
+
+fn the_death_of_a_client_is_noticed(backing: Backing) {
+    let place = Place::new();
+    let server = server_app(place.text(), backing).channel::<hello::Owned>("main").bind().expect("bind");
+    let mut peer = Peer::start("client", &[place.text(), word(backing)]);
+    let session = server.accept().expect("accept");
+    let mut channel = session.accept_channel::<hello::Owned>().expect("channel");
+    channel.send(&greet(&channel, "hold this")).expect("send");
+    peer.must_say("hold this");
+    assert_eq!(session.on_loan().0, 1);
+    peer.kill();
+    assert!(matches!(channel.recv(), Err(RecvError::Ended(ended)) if ended.cause == Ended::PeerDied));
+    eventually("its loans are over", || (session.on_loan() == (0, 0)).then_some(()));
+    drop((channel, session, server));
+    place.must_be_empty();
+    remove_stale(backing);
+}
+
+/// A killed client has no successor of its own here: whoever makes the next named memory clears up.
+fn remove_stale(backing: Backing) {
+    if backing == Backing::Named {
+        let elsewhere = Place::new();
+        drop(server_app(elsewhere.text(), backing).bind().expect("bind"));
+    }
+    assert_eq!(census::stale_names(), Vec::<String>::new());
+}
+
+fn quotas_hold(backing: Backing) {
+    let place = Place::new();
+    let app = server_app(place.text(), backing).loan_quota(LoanQuota { loans: 2, bytes: 100_000 });
+    let server = app.channel::<hello::Owned>("main").bind().expect("bind");
+    let mut peer = Peer::start("client", &[place.text(), word(backing)]);
+    let session = server.accept().expect("accept");
+    let mut channel = session.accept_channel::<hello::Owned>().expect("channel");
+    let message = greet(&channel, "one of two");
+    channel.send(&message).expect("send");
+    peer.must_say("one of two");
+    channel.send(&message).expect("send");
+    assert!(matches!(channel.send(&message), Err(SendError::Quota(exceeded)) if exceeded.loans == 2));
+    let large = greet(&channel, &"z".repeat(100_000));
+    assert!(matches!(channel.send(&large), Err(SendError::Quota(_))));
+    // The client leaves, and everything comes home.
+    peer.tell("go");
+    eventually("all returned", || (session.on_loan() == (0, 0)).then_some(()));
+    drop((message, large, channel, session, server));
+    peer.finish();
+    place.must_be_empty();
+}
+
+const TIMES: u64 = 100;
+
+fn hearers(args: &[String]) {
+    let sessions = [0, 1].map(|_| client_app(backing(&args[1])).connect(&server(&args[0])).expect("connect"));
+    let mut channels = sessions.each_ref().map(open);
+    // In turns: each has room for a few only.
+    for id in 1..=TIMES {
+        for channel in &mut channels {
+            let received = channel.recv_timeout(PATIENCE).expect("recv");
+            assert_eq!((words(&received).as_str(), received.id()), ("to all", id));
+        }
+    }
+    say("read");
+    hear();
+}
+
+fn one_message_to_many_sessions(backing: Backing) {
+    let place = Place::new();
+    let server = server_app(place.text(), backing).channel::<hello::Owned>("main").bind().expect("bind");
+    let mut peer = Peer::start("hearers", &[place.text(), word(backing)]);
+    let sessions = [0, 1].map(|_| server.accept().expect("accept"));
+    let mut channels = sessions.each_ref().map(|session| session.accept_channel().expect("channel"));
+    let mut builder = server.create_msg::<hello::Owned>();
+    builder.init_root().set_greet("to all");
+    let message = builder.freeze().expect("room");
+    for _ in 0..TIMES {
+        for channel in &mut channels {
+            channel.send_timeout(&message, PATIENCE).expect("send");
+        }
+    }
+    peer.must_say("read");
+    eventually("all returned", || sessions.iter().all(|session| session.on_loan() == (0, 0)).then_some(()));
+    assert!(message.reader().get().is_ok());
+    drop((channels, sessions, message));
+    peer.tell("go");
+    peer.finish();
+    drop(server);
+    place.must_be_empty();
+}
+
+fn unread_messages_go_home(backing: Backing) {
+    with_server(backing, |place, _| {
+        let session = connect(place, backing);
+        let (mut closing, mut other) = (open(&session), open(&session));
+        closing.send(&greet(&closing, "burst 6")).expect("send");
+        eventually("one of them", || closing.try_recv().expect("open"));
+        drop(closing);
+        // All but the question and its answer.
+        eventually("unread ones are home", || (ask(&mut other, "loans").starts_with("(0, ")).then_some(()));
+    });
+}
+
+fn channels_are_opened_later(backing: Backing) {
+    with_server(backing, |place, _| {
+        let session = connect(place, backing);
+        let mut channels: Vec<_> = (0..50).map(|_| open(&session)).collect();
+        for round in 0..3 {
+            for channel in &mut channels {
+                assert_eq!(ask(channel, &format!("echo {round}")), round.to_string());
+            }
+        }
+        drop(channels.drain(10..));
+        channels.extend((0..20).map(|_| open(&session)));
+        channels.iter_mut().for_each(|channel| assert_eq!(ask(channel, "echo last"), "last"));
+    });
+}
+
+fn killed_apps_leave_nothing(backing: Backing) {
+    let place = Place::new();
+    for _ in 0..3 {
+        // Each time over what the one before left.
+        let peer = start_server(&place, backing);
+        let session = connect(&place, backing);
+        assert_eq!(ask(&mut open(&session), "echo here"), "here");
+        peer.kill();
+        eventually("its death", || session.end());
+    }
+    drop(server_app(place.text(), backing).bind().expect("bind"));
+    assert_eq!(census::stale_names(), Vec::<String>::new());
+    place.must_be_empty();
+}
+
+fn other_backings_are_refused(backing: Backing) {
+    let place = Place::new();
+    let server = server_app(place.text(), backing).channel::<hello::Owned>("main").bind().expect("bind");
+    std::thread::scope(|scope| {
+        for other in [Backing::Memfd, Backing::Named, Backing::Heap].into_iter().filter(|&other| other != backing) {
+            let accepting = scope.spawn(|| server.accept().map(drop));
+            let refused = client_app(other).trust(trust("in_place")).connect(&place.server()).map(drop);
+            let (ours, theirs) = (other, backing);
+            let expected = LoginError::OtherBacking { ours, theirs };
+            assert!(matches!(refused, Err(ConnectError::Refused(found)) if found == expected), "{other:?}");
+            let told = accepting.join().expect("accepting thread");
+            let expected = LoginError::OtherBacking { ours: theirs, theirs: ours };
+            assert!(matches!(told, Err(AcceptError::Refused(found)) if found == expected), "{other:?}");
+        }
+        if backing == Backing::Named {
+            // The client would not believe the server,
+            let refused = client_app(backing).trust(Trust::snapshot()).connect(&place.server()).map(drop);
+            assert!(matches!(refused, Err(ConnectError::Refused(LoginError::NamedNeedsTrust))));
+        }
+    });
+    drop(server);
+    if backing == Backing::Named {
+        // nor this server the client.
+        let server = common::apps::server(place.text()).backing(backing).allow(&client(), Trust::snapshot());
+        let server = server.bind().expect("bind");
+        std::thread::scope(|scope| {
+            let accepting = scope.spawn(|| server.accept().map(drop));
+            let refused = client_app(backing).connect(&place.server()).map(drop);
+            assert!(matches!(refused, Err(ConnectError::Refused(LoginError::NamedNeedsTrust))));
+            let told = accepting.join().expect("accepting thread");
+            assert!(matches!(told, Err(AcceptError::Refused(LoginError::NamedNeedsTrust))));
+        });
+    }
+    place.must_be_empty();
+}
