@@ -32,6 +32,14 @@ mod sys;
 mod transport;
 mod wait;
 
+/// What native values are defined by: the version that this crate was built with.
+#[cfg(not(strait_loom))]
+pub use zerocopy;
+
+/// What graphs of native values are archived by: the version that this crate was built with.
+#[cfg(all(feature = "rkyv", not(strait_loom)))]
+pub use rkyv;
+
 #[cfg(not(strait_loom))]
 pub use self::{
     channel::{
@@ -45,7 +53,9 @@ pub use self::{
     shm::{
         arena::{AllocError, Arena},
         blob::{Blob, BlobBuilder, BlobReader, ReceivedBlob},
+        counters::{Counters, LoanedCounters},
         loans::{LoanQuota, QuotaExceeded},
+        value::{Loaned, Shared, ValueError},
         view::ViewError,
     },
     sys::{memfd::BadMemory, memory::Backing, misbehaved::PeerMisbehaved, seqpacket::Credentials},
@@ -55,3 +65,6 @@ pub use self::{
     },
     wait::Wait,
 };
+
+#[cfg(all(feature = "rkyv", not(strait_loom)))]
+pub use self::shm::graph::{GraphError, GraphWriter};

@@ -190,6 +190,14 @@ impl Borrowed {
         self.home.view().check(offset, len)
     }
 
+    /// Words of the same arena that the peer goes on writing, for as long as this loan.
+    pub(super) fn words(self: &Arc<Self>, offset: u64, len: u64) -> Result<PeerWords, PeerMisbehaved> {
+        let place = self.part(offset, len)?;
+        // SAFETY: `part` vouches for the range, the loan keeps the view and so the mapping, and this process reaches a
+        // peer's live words through `PeerWords` only.
+        Ok(unsafe { PeerWords::new(place.start.cast(), place.len, self.clone()) })
+    }
+
     /// As [`part`](Self::part), for what is measured in bytes. What is empty lies somewhere too.
     pub(super) fn part_of_bytes(&self, offset: u64, bytes: u64) -> Result<Place, PeerMisbehaved> {
         self.part(offset, bytes.div_ceil(WORD as u64).max(1))
