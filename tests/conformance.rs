@@ -26,6 +26,7 @@ macro_rules! over_each_backing {
             $(
                 Case::new(concat!("memfd_", stringify!($case)), || $case(Backing::Memfd)),
                 Case::new(concat!("named_", stringify!($case)), || $case(Backing::Named)),
+                Case::new(concat!("heap_", stringify!($case)), || $case(Backing::Heap)),
             )*
         ]
     };

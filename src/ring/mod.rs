@@ -8,6 +8,8 @@
 //! No `unsafe`: a racing or lying peer can make words wrong, never memory.
 
 mod consumer;
+#[cfg(not(strait_loom))]
+mod copy;
 #[cfg(all(test, strait_loom))]
 mod models;
 mod producer;
@@ -15,6 +17,8 @@ mod producer;
 mod tests;
 
 pub(crate) use consumer::Consumer;
+#[cfg(not(strait_loom))]
+pub(crate) use copy::{Outlet, cursor, fill, set_cursor};
 pub(crate) use producer::{Full, Producer};
 
 #[cfg(not(strait_loom))]

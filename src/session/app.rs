@@ -136,14 +136,19 @@ impl Options {
     pub(super) fn make_arena(&self, foreign: bool) -> io::Result<Arena> {
         let quota = self.arena_quota.unwrap_or(self.arena_bytes);
         let backing = self.backing;
+        // What a peer has to keep copies of is bounded, too.
+        let own_bytes = if backing == Backing::Heap { self.arena_bytes.min(HEAP_BYTES) } else { self.arena_bytes };
         Arena::create(if foreign {
             let bytes = self.arena_bytes.min(FOREIGN_BYTES);
             arena::Options { bytes, quota: quota.min(FOREIGN_QUOTA), writable: Writable::NoMore, backing }
         } else {
-            arena::Options { bytes: self.arena_bytes, quota, writable: Writable::ByOwner, backing }
+            arena::Options { bytes: own_bytes, quota, writable: Writable::ByOwner, backing }
         })
     }
 }
+
+/// The most that can be in messages at once where no memory is shared.
+const HEAP_BYTES: usize = 1 << 30;
 
 const FOREIGN_BYTES: usize = 1 << 30;
 const FOREIGN_QUOTA: usize = 256 << 20;

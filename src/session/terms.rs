@@ -3,9 +3,11 @@
 use super::login::{FRAME, Refused};
 use crate::message::Trust;
 use crate::shm::arena::Arena;
+use crate::shm::mirror::Mirror;
 use crate::shm::view::{View, ViewError};
 use crate::sys::barrier::{self, Fence};
 use crate::sys::fork::NoForkFd;
+use crate::sys::memfd::BadMemory;
 use crate::sys::memory::Backing;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::control::{Reader, Writer};
@@ -36,6 +38,10 @@ impl Terms {
         match (backing, fd) {
             (Backing::Memfd, Some(fd)) => View::map(fd, arena, arena_bytes, limit).map(Some),
             (Backing::Named, None) => View::map_named(uid, token, arena, arena_bytes, limit).map(Some),
+            (Backing::Heap, None) if arena_bytes > limit => {
+                Err(BadMemory::TooLarge { announced: arena_bytes, limit }.into())
+            }
+            (Backing::Heap, None) => Ok(Some(Mirror::new(arena, arena_bytes)?.view())),
             _ => Ok(None),
         }
     }

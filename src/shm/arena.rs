@@ -9,6 +9,7 @@ use super::tcache::Tcaches;
 use crate::sys::fork::{self, NoForkFd};
 use crate::sys::memfd::{PAGE, Writable};
 use crate::sys::memory::{Backing, Memory};
+use crate::sys::words::OwnWords;
 use nix::errno::Errno;
 use std::io;
 use std::ptr::NonNull;
@@ -175,6 +176,16 @@ impl Arena {
     pub(super) fn offset_of(&self, piece: Piece) -> u64 {
         let bytes = piece.start.addr().get() - self.0.memory.base().addr().get();
         (bytes / WORD) as u64
+    }
+
+    /// Where it lies in this process.
+    pub(super) fn range(&self) -> (NonNull<u8>, usize) {
+        (self.0.memory.base(), self.0.memory.len())
+    }
+
+    /// The word at which an area cut from this arena begins.
+    pub(crate) fn offset_of_words(&self, words: &OwnWords) -> u64 {
+        ((words.address() - self.0.memory.base().addr().get()) / WORD) as u64
     }
 
     pub(crate) fn id(&self) -> u32 {

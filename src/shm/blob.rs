@@ -92,6 +92,11 @@ impl BlobBuilder {
         Ok(())
     }
 
+    /// The word at which it begins, until it has to be moved.
+    pub(super) fn offset(&self) -> u64 {
+        self.block.offset()
+    }
+
     /// Forgets what comes after the first `len` bytes. Shorter ones stay as they are.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);

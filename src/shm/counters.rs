@@ -96,6 +96,9 @@ impl ReceivedBlob {
         if header.bytes != size_of::<C>() as u64 {
             return Err(size);
         }
+        if self.loan.is_copy() {
+            return Err(ValueError::NotShared);
+        }
         let words = self.words_after(START, size_of::<C>()).map_err(|_| size)?;
         let plan = C::new_box_zeroed().map_err(|_| ValueError::NoMemory { bytes: header.bytes })?;
         Ok(LoanedCounters { words, plan, fork: fork::generation() })

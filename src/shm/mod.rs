@@ -14,6 +14,7 @@ pub(crate) mod handle;
 mod hooks;
 pub(crate) mod loans;
 mod mallctl;
+pub(crate) mod mirror;
 mod tcache;
 #[cfg(test)]
 mod tests;

@@ -34,7 +34,9 @@ pub enum Backing {
     /// chose [`Trust::in_place`](crate::Trust::in_place). Its owner removes the name; the names of owners that were
     /// killed go when the next named arena of that user is made.
     Named,
-    /// Private memory: nothing is shared, the bytes of messages cross the socket. For peers that cannot share memory.
+    /// Private memory: nothing is shared, the bytes of messages cross the socket and are copied. For peers that cannot
+    /// share memory. Arenas have at most 1 GiB. What a process has sent and the socket has not taken when it is killed is
+    /// lost. Counters, and metadata of channels, need shared memory.
     Heap,
 }
 

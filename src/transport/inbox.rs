@@ -64,6 +64,7 @@ impl Inbox {
                 Ok(None) => return Some(Found::End),
                 Ok(Some(payload)) => {
                     self.sender.notify(|| self.consumer.producers_spot());
+                    port.core().carry(port.number());
                     open_slot(port, payload)
                 }
                 Err(broken) => Err(broken),
@@ -118,6 +119,7 @@ impl Inbox {
             }
             if let Some(payload) = self.consumer.try_pop()? {
                 self.sender.notify(|| self.consumer.producers_spot());
+                port.core().carry(port.number());
                 open_slot(port, payload)?;
             }
         }

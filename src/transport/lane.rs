@@ -161,6 +161,7 @@ impl Lane {
         match producer.try_push(&descriptor.to_words()) {
             Ok(Ok(())) => {
                 *wakes += u64::from(receiver.notify(|| producer.consumers_spot()));
+                self.port.core().carry(self.port.number());
                 Ok(true)
             }
             Ok(Err(Full)) => Ok(false),

@@ -1,24 +1,27 @@
 //! What the two processes of a session share apart from its channels: the socket, the two arenas, the loans, how it
 //! ended. [`Link`] is what users of the session hold; [`Core`] is what the watcher serves, and may outlive them.
 
+mod carry;
 mod channels;
+mod hold;
 
 pub(crate) use channels::{cut_area, view_area};
+pub(crate) use hold::Link;
 
+use super::carriage::{self, Outbound};
 use super::control::{Control, FRAME, RETURNS_PER_FRAME};
 use super::ended::{Ended, Farewell};
-use super::inbox::Inbox;
 use super::port::Port;
 use super::watch;
 use crate::shm::arena::Arena;
 use crate::shm::handle::Handle;
 use crate::shm::loans::{LoanQuota, Loans};
-use crate::shm::view::{Home, View};
+use crate::shm::mirror::Mirror;
+use crate::shm::view::View;
 use crate::sys::barrier::Fence;
 use crate::sys::fork;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::seqpacket::{Credentials, SeqPacket};
-use crate::sys::words::OwnWords;
 use channels::Entry;
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -67,6 +70,8 @@ pub(crate) struct Core {
     /// Numbers of channels that owe something, each once.
     owing: Mutex<Vec<u32>>,
     armed: AtomicBool,
+    /// Where nothing is shared: what stands in for the peer's arena, for as long as there are users.
+    mirror: Option<Weak<Mirror>>,
 }
 
 /// What is on its way to the socket.
@@ -77,6 +82,14 @@ struct Outgoing {
     said_goodbye: bool,
     /// Once all is sent, the peer is to see the end of the socket.
     parting: bool,
+    /// What is carried where nothing is shared, after the frames.
+    outbound: Outbound,
+    /// Follows all of it.
+    goodbye: Option<[u8; FRAME]>,
+    /// The watcher waits until the socket takes more.
+    blocked: bool,
+    /// Found while carrying.
+    broken: Option<PeerMisbehaved>,
 }
 
 const FRAMES_PER_TURN: usize = 64;
@@ -88,10 +101,16 @@ impl Core {
     /// Receives what has come and acts on it. False at the end of the socket.
     pub(super) fn on_readable(&self) -> bool {
         // One more byte than a frame, so that a longer one shows.
-        let mut frame = [0; FRAME + 1];
+        let (mut frame, mut packet) = ([0; FRAME + 1], Vec::new());
+        let frame = if self.mirror.is_some() {
+            packet.resize(carriage::PACKET + 1, 0);
+            &mut packet[..]
+        } else {
+            &mut frame[..]
+        };
         // No more than a few at a time: other sessions have their turn too.
         for _ in 0..FRAMES_PER_TURN {
-            let packet = match self.parts.socket.recv(&mut frame) {
+            let packet = match self.parts.socket.recv(frame) {
                 Ok(None) | Err(Errno::ENOMEM | Errno::ENOBUFS) => return true,
                 Ok(Some(packet)) => packet,
                 Err(errno) => {
@@ -108,7 +127,7 @@ impl Core {
                 tracing::debug!(peer = self.parts.peer_name, lost, "session socket at its end");
                 return false;
             }
-            if let Err(broken) = self.on_packet(&frame, packet.len, packet.truncated, packet.fds.len()) {
+            if let Err(broken) = self.on_packet(frame, packet.len, packet.truncated, packet.fds.len()) {
                 self.misbehaved(broken);
             }
         }
@@ -118,6 +137,10 @@ impl Core {
     fn on_packet(&self, buffer: &[u8], len: usize, truncated: bool, fds: usize) -> Result<(), PeerMisbehaved> {
         if fds > 0 || (truncated && len == FRAME) {
             return Err(PeerMisbehaved::UnexpectedDescriptor);
+        }
+        if let (Some(mirror), Some(packet)) = (&self.mirror, buffer.get(..len).filter(|it| carriage::is_packet(it))) {
+            // Whose users are gone takes nothing in.
+            return mirror.upgrade().map_or(Ok(()), |mirror| carriage::take_in(&mirror, packet));
         }
         let whole = buffer.get(..len).and_then(|frame| frame.try_into().ok());
         match Control::from_bytes(whole.ok_or(PeerMisbehaved::Frame("wrong length"))?)? {
@@ -196,14 +219,17 @@ impl Core {
             return;
         }
         outgoing.said_goodbye |= matches!(control, Control::Goodbye(_));
-        outgoing.frames.push_back(control.to_bytes());
+        let carried = self.mirror.is_some() && outgoing.follow(control);
+        if !carried {
+            outgoing.frames.push_back(control.to_bytes());
+        }
         let waiting = outgoing.frames.len();
         let flushed = self.flush(&mut outgoing);
         drop(outgoing);
         if !flushed && waiting > OUTGOING_MAX {
             self.misbehaved(PeerMisbehaved::Stalled(waiting));
         } else if !flushed {
-            self.arm();
+            self.later();
         }
     }
 
@@ -214,7 +240,7 @@ impl Core {
         let flushed = self.flush(&mut outgoing);
         drop(outgoing);
         if !flushed {
-            self.arm();
+            self.later();
         }
     }
 
@@ -228,10 +254,23 @@ impl Core {
                 Ok(()) => drop(frames.pop_front()),
             }
         }
+        if let Some(mirror) = &self.mirror
+            && !self.carry_out(outgoing, mirror)
+        {
+            return false;
+        }
         if outgoing.parting {
             self.parts.socket.stop_sending();
         }
         true
+    }
+
+    /// What was just put into a channel's ring, or taken out of it, crosses the socket where nothing is shared.
+    #[inline]
+    pub(super) fn carry(&self, number: u32) {
+        if self.mirror.is_some() {
+            self.carry_on(number);
+        }
     }
 
     // What the watcher does now and then.
@@ -253,6 +292,9 @@ impl Core {
     /// Sends home what has been owed for a whole tick; tells whether there is more to do. Looks only at the channels
     /// that owe something.
     pub(super) fn tick(&self) -> bool {
+        if self.mirror.is_some() {
+            self.settle();
+        }
         let mut home = std::mem::take(&mut *self.orphans.lock());
         let numbers = std::mem::take(&mut *self.owing.lock());
         let (mut in_slots, mut owing) = (Vec::new(), false);
@@ -271,6 +313,10 @@ impl Core {
     /// Sends handles home, and names the channels whose rings have some, as far as the socket takes it; the rest, of
     /// which the peer's quota allows many, waits here and not in the queue. False if there is a rest.
     fn send_home(&self, mut home: Vec<Handle>, in_slots: &[Arc<Port>]) -> bool {
+        if let Some(mirror) = self.mirror.as_ref().map(Weak::upgrade) {
+            // What its owner calls them. Whose users are gone returns nothing one by one.
+            home = home.into_iter().filter_map(|handle| mirror.as_ref()?.give_up(handle)).collect();
+        }
         let mut untold = in_slots.iter();
         let mut outgoing = self.outgoing.lock();
         while self.flush(&mut outgoing) && !(home.is_empty() && untold.len() == 0) {
@@ -360,103 +406,6 @@ impl Drop for Core {
         if !self.is_forked() {
             watch::forget(self.token);
         }
-    }
-}
-
-/// A user's hold on a session: while one exists, the peer's memory may be read here.
-#[derive(Clone)]
-pub(crate) struct Link(Arc<Hold>);
-
-struct Hold {
-    core: Arc<Core>,
-    /// Unmapped with the last user, even if the core lingers for what the peer still reads here.
-    view: Arc<View>,
-}
-
-impl Link {
-    /// With the channels opened in the log-in, by number.
-    pub(crate) fn new(
-        parts: LinkParts,
-        view: Arc<View>,
-        channels: Vec<(u32, Arc<OwnWords>)>,
-        clerk: Box<dyn Clerk>,
-    ) -> std::io::Result<Self> {
-        let channels = channels.into_iter().map(|(number, area)| (number, Entry::new(area))).collect();
-        let loans = Loans::new(parts.quota);
-        let core = Arc::new(Core {
-            parts,
-            view: Arc::downgrade(&view),
-            clerk,
-            token: watch::new_token(),
-            fork: fork::generation(),
-            ended: OnceLock::new(),
-            channels: Mutex::new(channels),
-            loans,
-            outgoing: Mutex::default(),
-            orphans: Mutex::default(),
-            owing: Mutex::default(),
-            armed: AtomicBool::new(false),
-        });
-        watch::add(&core)?;
-        Ok(Self(Arc::new(Hold { core, view })))
-    }
-
-    #[inline]
-    pub(crate) fn core(&self) -> &Core {
-        &self.0.core
-    }
-
-    #[inline]
-    pub(crate) fn view(&self) -> &Arc<View> {
-        &self.0.view
-    }
-
-    /// Gives a channel its port, with whatever happened to it before.
-    pub(super) fn port(&self, number: u32, name: String, inbox: Inbox) -> Arc<Port> {
-        let theirs = inbox.consumer.theirs();
-        let mut channels = self.core().channels.lock();
-        let news = channels.get(&number).map(|entry| entry.news.clone()).unwrap_or_default();
-        let port = Arc::new(Port::new(self.clone(), number, name, inbox, news));
-        let closed_there = channels.get_mut(&number).is_some_and(|entry| {
-            entry.port = Arc::downgrade(&port);
-            entry.theirs = theirs;
-            entry.closed_there
-        });
-        drop(channels);
-        // `end` sets the cause before it looks for ports, so one of the two sees the other.
-        match self.core().ended() {
-            Some(cause) => port.end(leaves_nothing(cause)),
-            None if closed_there => port.end(false),
-            None => {}
-        }
-        port
-    }
-}
-
-/// For what is lent with no channel.
-impl Home for Link {
-    fn view(&self) -> &View {
-        &self.0.view
-    }
-
-    fn owe(&self, handle: Handle) {
-        // In a forked child the books are a copy, and their lock may have been held by a thread that is not here.
-        if !self.core().is_forked() {
-            self.core().owe(handle);
-        }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if self.core.is_forked() {
-            return;
-        }
-        // Nobody here reads the peer's memory any more: it may have everything back. What it still reads of ours stays
-        // until it says the same, or dies; the watcher sees to that.
-        self.core.close();
-        self.core.clerk.on_unused();
-        watch::linger(&self.core);
     }
 }
 

@@ -48,6 +48,11 @@ impl Core {
         self.channels.lock().values().filter_map(|entry| entry.port.upgrade()).collect()
     }
 
+    /// This side's half of a channel that is open here.
+    pub(super) fn area_of(&self, number: u32) -> Option<Arc<OwnWords>> {
+        self.channels.lock().get(&number).filter(|entry| !entry.closed_here).map(|entry| entry.area.clone())
+    }
+
     pub(super) fn port_of(&self, number: u32) -> Option<Arc<Port>> {
         self.channels.lock().get(&number)?.port.upgrade()
     }

@@ -1,0 +1,116 @@
+//! What users of a session hold of its link: while one does, the peer's memory may be read here.
+
+use super::channels::Entry;
+use super::{Clerk, Core, LinkParts, leaves_nothing};
+use crate::shm::handle::Handle;
+use crate::shm::loans::{LoanQuota, Loans};
+use crate::shm::view::{Home, View};
+use crate::sys::fork;
+use crate::sys::words::OwnWords;
+use crate::transport::inbox::Inbox;
+use crate::transport::port::Port;
+use crate::transport::watch;
+use parking_lot::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+
+/// A user's hold on a session: while one exists, the peer's memory may be read here.
+#[derive(Clone)]
+pub(crate) struct Link(Arc<Hold>);
+
+struct Hold {
+    core: Arc<Core>,
+    /// Unmapped with the last user, even if the core lingers for what the peer still reads here.
+    view: Arc<View>,
+}
+
+impl Link {
+    /// With the channels opened in the log-in, by number.
+    pub(crate) fn new(
+        parts: LinkParts,
+        view: Arc<View>,
+        channels: Vec<(u32, Arc<OwnWords>)>,
+        clerk: Box<dyn Clerk>,
+    ) -> std::io::Result<Self> {
+        let channels = channels.into_iter().map(|(number, area)| (number, Entry::new(area))).collect();
+        let mirror = view.mirror().map(Arc::downgrade);
+        // A peer that keeps copies has room for so many bytes.
+        let room = if mirror.is_some() { parts.arena.capacity() as u64 } else { u64::MAX };
+        let loans = Loans::new(LoanQuota { bytes: parts.quota.bytes.min(room), ..parts.quota });
+        let core = Arc::new(Core {
+            parts,
+            view: Arc::downgrade(&view),
+            clerk,
+            token: watch::new_token(),
+            fork: fork::generation(),
+            ended: OnceLock::new(),
+            channels: Mutex::new(channels),
+            loans,
+            outgoing: Mutex::default(),
+            orphans: Mutex::default(),
+            owing: Mutex::default(),
+            armed: AtomicBool::new(false),
+            mirror,
+        });
+        watch::add(&core)?;
+        Ok(Self(Arc::new(Hold { core, view })))
+    }
+
+    #[inline]
+    pub(crate) fn core(&self) -> &Core {
+        &self.0.core
+    }
+
+    #[inline]
+    pub(crate) fn view(&self) -> &Arc<View> {
+        &self.0.view
+    }
+
+    /// Gives a channel its port, with whatever happened to it before.
+    pub(in crate::transport) fn port(&self, number: u32, name: String, inbox: Inbox) -> Arc<Port> {
+        let theirs = inbox.consumer.theirs();
+        let mut channels = self.core().channels.lock();
+        let news = channels.get(&number).map(|entry| entry.news.clone()).unwrap_or_default();
+        let port = Arc::new(Port::new(self.clone(), number, name, inbox, news));
+        let closed_there = channels.get_mut(&number).is_some_and(|entry| {
+            entry.port = Arc::downgrade(&port);
+            entry.theirs = theirs;
+            entry.closed_there
+        });
+        drop(channels);
+        // `end` sets the cause before it looks for ports, so one of the two sees the other.
+        match self.core().ended() {
+            Some(cause) => port.end(leaves_nothing(cause)),
+            None if closed_there => port.end(false),
+            None => {}
+        }
+        port
+    }
+}
+
+/// For what is lent with no channel.
+impl Home for Link {
+    fn view(&self) -> &View {
+        &self.0.view
+    }
+
+    fn owe(&self, handle: Handle) {
+        // In a forked child the books are a copy, and their lock may have been held by a thread that is not here.
+        if !self.core().is_forked() {
+            self.core().owe(handle);
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.core.is_forked() {
+            return;
+        }
+        // Nobody here reads the peer's memory any more: it may have everything back. What it still reads of ours stays
+        // until it says the same, or dies; the watcher sees to that.
+        self.core.close();
+        self.core.clerk.on_unused();
+        watch::linger(&self.core);
+    }
+}
