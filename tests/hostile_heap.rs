@@ -174,6 +174,9 @@ fn breaches() {
     breach(PeerMisbehaved::UnknownSlotKind(99), &[packet(14, slots, ring, &[99, 1, 0, 0, 0, 0, 0, 0])]);
     breach(PeerMisbehaved::NoHandle, &[packet(14, slots, ring, &[1 | 1 << 16, 1, 0, 0, 0, 0, 0, 0])]);
     breach(PeerMisbehaved::MessageId { found: 3, expected: 1 }, &[slot(3, &body)]);
+    let [low, high] = handle(ARENA, 1 << 12, 1, 9);
+    let wish = Frame::open(17, "side", schema(), area(1)).u64(92, low).u64(100, high).u64(108, schema()).u32(116, 1);
+    breach(frame("metadata that has not come"), &[wish.0]);
     let large = 1 << 30;
     let limit = BYTES as u64 * 3 / 2;
     breach(PeerMisbehaved::MessageTooLarge { bytes: large * 8, limit }, &[slot_of(1, &[], large)]);

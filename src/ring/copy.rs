@@ -38,6 +38,11 @@ impl Outlet {
         }
     }
 
+    /// Whether so many slots are on their way.
+    pub(crate) fn has_carried(&self, slots: u64) -> bool {
+        self.carried >= slots
+    }
+
     /// It is on its way.
     pub(crate) fn advance(&mut self) {
         self.carried += 1;

@@ -117,10 +117,6 @@ impl Session {
             return Err(ChannelError::ForeignArena);
         }
         let bytes = metadata.segments().map(<[u8]>::len).sum();
-        if self.link.view().mirror().is_some() {
-            // Nothing carries it.
-            return Err(ChannelError::MetadataTooLarge { bytes, limit: 0 });
-        }
         if bytes > METADATA_MAX {
             return Err(ChannelError::MetadataTooLarge { bytes, limit: METADATA_MAX });
         }

@@ -183,6 +183,13 @@ impl Mirror {
         Ok(local)
     }
 
+    /// What the copy of something is called here; `None` if it has not come.
+    pub(crate) fn local(&self, wire: Handle) -> Option<Handle> {
+        let state = self.state.lock();
+        let (blob, known) = state.held.get(&wire.ticket())?;
+        (*known == wire).then(|| Handle::new(self.arena.id(), blob.offset(), wire.len(), wire.ticket()))
+    }
+
     /// Frees what is read no more; says what the peer calls it.
     pub(crate) fn give_up(&self, local: Handle) -> Option<Handle> {
         let mut state = self.state.lock();

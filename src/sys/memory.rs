@@ -36,7 +36,7 @@ pub enum Backing {
     Named,
     /// Private memory: nothing is shared, the bytes of messages cross the socket and are copied. For peers that cannot
     /// share memory. Arenas have at most 1 GiB. What a process has sent and the socket has not taken when it is killed is
-    /// lost. Counters, and metadata of channels, need shared memory.
+    /// lost. Counters need shared memory.
     Heap,
 }
 

@@ -41,9 +41,27 @@ pub(super) struct Outbound {
     routes: HashMap<u32, Route>,
     /// Channels that may have something, each once, in turn.
     busy: VecDeque<u32>,
+    /// Frames in their order, each after what it names, if anything.
+    named: VecDeque<Naming>,
     /// Made, and not sent yet.
     packet: Vec<u8>,
 }
+
+/// A frame, and what it names until that is on its way.
+struct Naming {
+    named: Option<(Sending, Payload)>,
+    frame: [u8; FRAME],
+}
+
+/// What a slot names, and how many bytes of it are on their way.
+struct Sending {
+    frozen: Arc<Frozen>,
+    done: usize,
+}
+
+/// The ring of messages that are in none: its slots are filled, and looked at by nobody.
+const NO_RING: u64 = u64::MAX;
+const NO_RING_SLOTS: u32 = 2;
 
 /// One channel's way to the other side.
 struct Route {
@@ -51,14 +69,14 @@ struct Route {
     /// Where `own` lies in this side's arena.
     offset: u64,
     outlet: Outlet,
-    /// What the last slot names, and how many bytes of it are on their way.
-    sending: Option<(Arc<Frozen>, usize)>,
+    /// What the last slot names.
+    sending: Option<Sending>,
     /// What the other side knows of the emptying here.
     cursor: u64,
     /// Whether it is to know all of it.
     settles: bool,
-    /// Frames that follow everything in the ring.
-    after: VecDeque<[u8; FRAME]>,
+    /// Frames, and how many slots come before each.
+    after: VecDeque<(u64, [u8; FRAME])>,
     is_busy: bool,
     /// Nothing more goes this way.
     closes: bool,
@@ -80,12 +98,46 @@ impl Outbound {
         }
     }
 
-    /// Has a frame follow everything that is in a channel's ring; false if nothing was ever carried for that.
+    /// Has a frame follow what is in a channel's ring by now; false if nothing was ever carried for that.
     pub(super) fn follow(&mut self, number: u32, frame: [u8; FRAME], closes: bool) -> bool {
         let Some(route) = self.routes.get_mut(&number) else { return false };
-        route.after.push_back(frame);
+        route.after.push_back((ring::filled(&route.own), frame));
         route.closes |= closes;
+        // What was emptied before the end is known before the end.
+        route.settles |= closes;
         self.wake(number, || None);
+        true
+    }
+
+    /// Sends a frame, after a message that it names.
+    pub(super) fn name(&mut self, named: Option<(Handle, u16)>, frame: [u8; FRAME], loans: &Loans) {
+        let named = named.and_then(|(handle, segments)| {
+            let envelope = Envelope { id: 0, in_reply_to: None, handle, segments, blobs: 0, flags: 0, kind: 0 };
+            let sending = Sending { frozen: loans.lent(handle)?, done: 0 };
+            Some((sending, Descriptor::Message(envelope, None).to_words()))
+        });
+        self.named.push_back(Naming { named, frame });
+    }
+
+    /// Makes the next packet of those; false if there is none.
+    fn next_named(&mut self) -> bool {
+        let Some(Naming { named, frame }) = self.named.front_mut() else { return false };
+        match named {
+            None => {
+                self.packet.extend(frame.iter());
+                self.named.pop_front();
+            }
+            Some((sending, slot)) => {
+                let ends = if sending.done == 0 {
+                    sending.begin(NO_RING_SLOTS, NO_RING, slot, &mut self.packet)
+                } else {
+                    sending.go_on(NO_RING, &mut self.packet)
+                };
+                if ends {
+                    *named = None;
+                }
+            }
+        }
         true
     }
 
@@ -113,6 +165,9 @@ impl Outbound {
                     return Ok(false);
                 }
                 self.packet.clear();
+            }
+            if self.next_named() {
+                continue;
             }
             let Some(number) = self.busy.pop_front() else { return Ok(true) };
             let Some(route) = self.routes.get_mut(&number) else { continue };
@@ -148,19 +203,22 @@ impl Route {
 
     /// Makes the next packet, which counts as sent from here on; false if there is none.
     fn next(&mut self, loans: &Loans, mirror: &Weak<Mirror>, packet: &mut Vec<u8>) -> Result<bool, PeerMisbehaved> {
-        let slots = ((self.own.len() - area::SLOTS) / ring::SLOT) as u32;
-        let offset = self.offset;
-        let mut head = |kind: u32, slots: u32| {
-            packet.extend(kind.to_le_bytes());
-            packet.extend(slots.to_le_bytes());
-            packet.extend(offset.to_le_bytes());
-        };
-        if let Some((frozen, done)) = &mut self.sending {
-            head(WORDS, 0);
-            *done += frozen.carry(*done, PACKET - HEAD, packet);
-            if *done == frozen.carried_bytes() {
+        let (slots, offset) = (self.slots(), self.offset);
+        if let Some(sending) = &mut self.sending {
+            if sending.go_on(offset, packet) {
                 self.sending = None;
             }
+            return Ok(true);
+        }
+        // The other side may wait for the last slot.
+        if std::mem::take(&mut self.settles) && self.tell_cursor(1, packet) {
+            return Ok(true);
+        }
+        if let Some((slots, frame)) = self.after.front()
+            && self.outlet.has_carried(*slots)
+        {
+            packet.extend(frame);
+            self.after.pop_front();
             return Ok(true);
         }
         if let Some(payload) = self.outlet.next(&self.own)? {
@@ -175,29 +233,66 @@ impl Route {
                 }
             };
             self.outlet.advance();
-            head(SLOT, slots);
-            packet.extend(slot.to_words().iter().flat_map(|word| word.to_le_bytes()));
-            let bytes = frozen.as_ref().map_or(0, |frozen| frozen.carried_bytes());
-            packet.extend(((bytes / 8) as u64).to_le_bytes());
-            if let Some(frozen) = frozen {
-                let done = frozen.carry(0, PACKET - packet.len(), packet);
-                self.sending = (done < bytes).then_some((frozen, done));
+            match frozen {
+                None => begin(slots, offset, &slot.to_words(), 0, packet),
+                Some(frozen) => {
+                    let mut sending = Sending { frozen, done: 0 };
+                    let ends = sending.begin(slots, offset, &slot.to_words(), packet);
+                    self.sending = (!ends).then_some(sending);
+                }
             }
             return Ok(true);
         }
-        let cursor = ring::cursor(&self.own);
-        // Before the other side's room gets short, or when it may wait for the last.
-        let enough = if self.settles { 1 } else { u64::from(slots / 4).max(1) };
-        if cursor - self.cursor >= enough {
-            (self.cursor, self.settles) = (cursor, false);
-            head(CURSOR, slots);
-            packet.extend(cursor.to_le_bytes());
-            return Ok(true);
-        }
-        let after = self.after.pop_front();
-        packet.extend(after.iter().flatten());
-        Ok(after.is_some())
+        // Before the other side's room gets short.
+        Ok(self.tell_cursor(u64::from(slots / 4).max(1), packet))
     }
+
+    /// Makes a packet of how far the ring was emptied, if that is so much further than the other side knows.
+    fn tell_cursor(&mut self, further: u64, packet: &mut Vec<u8>) -> bool {
+        let cursor = ring::cursor(&self.own);
+        if cursor - self.cursor < further {
+            return false;
+        }
+        self.cursor = cursor;
+        head(CURSOR, self.slots(), self.offset, packet);
+        packet.extend(cursor.to_le_bytes());
+        true
+    }
+
+    fn slots(&self) -> u32 {
+        ((self.own.len() - area::SLOTS) / ring::SLOT) as u32
+    }
+}
+
+impl Sending {
+    /// Makes a packet of a slot and of the first words it names; true if these are all.
+    fn begin(&mut self, slots: u32, ring: u64, slot: &Payload, packet: &mut Vec<u8>) -> bool {
+        begin(slots, ring, slot, self.frozen.carried_bytes(), packet);
+        self.add(packet)
+    }
+
+    /// Makes a packet of further words; true if these are the last.
+    fn go_on(&mut self, ring: u64, packet: &mut Vec<u8>) -> bool {
+        head(WORDS, 0, ring, packet);
+        self.add(packet)
+    }
+
+    fn add(&mut self, packet: &mut Vec<u8>) -> bool {
+        self.done += self.frozen.carry(self.done, PACKET - packet.len(), packet);
+        self.done == self.frozen.carried_bytes()
+    }
+}
+
+fn head(kind: u32, slots: u32, ring: u64, packet: &mut Vec<u8>) {
+    packet.extend(kind.to_le_bytes());
+    packet.extend(slots.to_le_bytes());
+    packet.extend(ring.to_le_bytes());
+}
+
+fn begin(slots: u32, ring: u64, slot: &Payload, bytes: usize, packet: &mut Vec<u8>) {
+    head(SLOT, slots, ring, packet);
+    packet.extend(slot.iter().flat_map(|word| word.to_le_bytes()));
+    packet.extend(((bytes / 8) as u64).to_le_bytes());
 }
 
 /// Takes in a packet of the other side's.

@@ -170,6 +170,7 @@ impl Core {
                 });
                 Ok(())
             }
+            Control::OpenChannel(wish) => self.clerk.on_control(self, Control::OpenChannel(self.localised(wish)?)),
             other => self.clerk.on_control(self, other),
         }
     }
@@ -219,7 +220,7 @@ impl Core {
             return;
         }
         outgoing.said_goodbye |= matches!(control, Control::Goodbye(_));
-        let carried = self.mirror.is_some() && outgoing.follow(control);
+        let carried = self.mirror.is_some() && outgoing.follow(control, &self.loans);
         if !carried {
             outgoing.frames.push_back(control.to_bytes());
         }

@@ -2,8 +2,10 @@
 //! it, and by the watcher from then on.
 
 use super::{Core, Outgoing};
+use crate::shm::loans::Loans;
 use crate::shm::mirror::Mirror;
-use crate::transport::control::Control;
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::transport::control::{Control, Wish};
 use crate::transport::ended::{Ended, Farewell};
 use crate::transport::watch;
 use nix::errno::Errno;
@@ -11,11 +13,19 @@ use std::sync::Weak;
 
 impl Outgoing {
     /// Has what ends something follow what is to be carried before it; false if it is to go like any other frame.
-    pub(super) fn follow(&mut self, control: &Control) -> bool {
+    pub(super) fn follow(&mut self, control: &Control, loans: &Loans) -> bool {
         match control {
+            // All of them, because their numbers rise.
+            Control::OpenChannel(wish) => {
+                let named = wish.metadata.map(|metadata| (metadata.handle, metadata.segments));
+                self.outbound.name(named, control.to_bytes(), loans);
+                true
+            }
+            Control::Cancel { number, .. } => self.outbound.follow(*number, control.to_bytes(), false),
             Control::Finished { number } => self.outbound.follow(*number, control.to_bytes(), false),
             Control::ChannelClosed { number } => self.outbound.follow(*number, control.to_bytes(), true),
             Control::Goodbye(Farewell::Closed) => {
+                self.outbound.settle();
                 self.goodbye = Some(control.to_bytes());
                 true
             }
@@ -106,5 +116,14 @@ impl Core {
             self.write_later();
         }
         self.arm();
+    }
+
+    /// A wish, with this side's name for its metadata.
+    pub(super) fn localised(&self, wish: Wish) -> Result<Wish, PeerMisbehaved> {
+        let (Some(mut metadata), Some(mirror)) = (wish.metadata, self.mirror.as_ref().and_then(Weak::upgrade)) else {
+            return Ok(wish);
+        };
+        metadata.handle = mirror.local(metadata.handle).ok_or(PeerMisbehaved::Frame("metadata that has not come"))?;
+        Ok(Wish { metadata: Some(metadata), ..wish })
     }
 }
