@@ -9,11 +9,14 @@ use crate::shm::block::{Frozen, Segments};
 use crate::shm::handle::Handle;
 use crate::shm::loans::{LoanQuota, Loans};
 use crate::shm::view::{Borrowed, Home, View};
+use crate::sys::fork;
 use crate::sys::memfd::Writable;
+use crate::sys::memory::Backing;
 use crate::sys::words::shared;
 use crate::transport::control::{Control, FRAME};
 use crate::transport::descriptor::Descriptor;
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// The bytes as words, the last one padded.
@@ -59,8 +62,9 @@ pub fn ring(bytes: &[u8]) {
 pub fn login(bytes: &[u8]) {
     if let Ok(Ok(hello)) = Hello::from_bytes(bytes) {
         assert_eq!(Hello::from_bytes(&hello.to_bytes()), Ok(Ok(hello.clone())), "it does not survive being written");
-        let policy = Policy { server: &hello.server, allow: &[], serves: &[], channels_max: 8 };
-        if let Err(refused) = policy.judge(&hello, 1, 2) {
+        let policy =
+            Policy { server: &hello.server, allow: &[], serves: &[], channels_max: 8, backing: hello.terms.backing };
+        if let Err(refused) = policy.judge(&hello, 1, 2, || None) {
             let _ = refused.explain(&hello, 1, 2, true);
         }
     }
@@ -96,9 +100,17 @@ const BYTES: usize = 1 << 20;
 
 impl Both {
     fn new() -> Self {
-        let options = Options { bytes: BYTES, quota: BYTES, writable: Writable::ByOwner };
+        let options = Options { bytes: BYTES, quota: BYTES, writable: Writable::ByOwner, backing: Backing::Memfd };
         let arena = Arena::create(options).expect("an arena");
-        let fd = arena.read_only_fd().expect("a descriptor");
+        let fd = arena
+            .read_only_fd()
+            .expect("a descriptor")
+            .expect("a memfd has one")
+            .as_fd()
+            .try_clone_to_owned()
+            .expect("another");
+        // Kept first: the lock that `making` holds is wanted again when the descriptor goes.
+        let fd = fork::making().keep(fd);
         let view = View::map(fd, arena.id(), BYTES as u64, BYTES as u64).expect("a view");
         Self { arena, view }
     }
@@ -140,7 +152,7 @@ pub fn decode(bytes: &[u8]) {
     let Some((&segments, bytes)) = bytes.split_first() else { return };
     let count = bytes.len().div_ceil(8).clamp(1, BYTES / 16);
     let block = home.arena.alloc(count * 8, 8).expect("room");
-    let (offset, own) = (block.offset(), block.into_words());
+    let (offset, own) = (block.offset(), block.into_words(()));
     words(bytes).take(count).enumerate().for_each(|(index, word)| own.store(index, word));
     let segments = u16::from(segments % 4);
     if segments > 1 {
@@ -159,7 +171,7 @@ pub fn decode(bytes: &[u8]) {
 /// Lending and giving back as the input says: the ledger and an oracle agree.
 pub fn ledger(bytes: &[u8]) {
     let home = Both::new();
-    let book = Loans::new(LoanQuota { loans: 8, bytes: u64::MAX });
+    let book = Loans::new(LoanQuota { loans: 8, bytes: u64::MAX }, None);
     let mut pieces = Segments::new(home.arena.clone());
     let piece = pieces.add(8).expect("room");
     assert!(pieces.used(piece.start, 8));
@@ -190,8 +202,11 @@ pub fn ledger(bytes: &[u8]) {
     assert_eq!(book.reclaim(), lent.len());
 }
 
+/// A name, and what is fed.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// All of them, by name.
-pub const ALL: [(&str, fn(&[u8])); 6] = [
+pub const ALL: [Target; 6] = [
     ("ring", ring),
     ("login", login),
     ("control", control),
@@ -203,7 +218,8 @@ pub const ALL: [(&str, fn(&[u8])); 6] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::login::{Terms, VERSION};
+    use crate::session::login::VERSION;
+    use crate::session::terms::Terms;
     use std::path::Path;
 
     /// Splitmix64.
@@ -221,7 +237,8 @@ mod tests {
         let mut all: Vec<Vec<u8>> = files.filter_map(|file| std::fs::read(file.path()).ok()).collect();
         match name {
             "login" => {
-                let terms = Terms { features: 1, arena: 7, arena_bytes: 1 << 32 };
+                let backing = Backing::Memfd;
+                let terms = Terms { features: 1, arena: 7, arena_bytes: 1 << 32, backing, token: 0 };
                 let (client, server) = ("viewer".to_owned(), "cache".to_owned());
                 let hello = Hello { version: VERSION, client, server, terms, channels: Vec::new() };
                 let welcome = Answer::Welcome { terms, areas: Vec::new(), opens: Vec::new() };

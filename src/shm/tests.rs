@@ -7,6 +7,7 @@ use super::loans::{LendProblem, LoanQuota, Loans};
 use super::view::{Borrowed, Home, Place, View, ViewError};
 use crate::sys::fork;
 use crate::sys::memfd::{BadMemory, Writable};
+use crate::sys::memory::Backing;
 use crate::sys::misbehaved::PeerMisbehaved;
 use parking_lot::Mutex;
 use std::os::fd::AsFd;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 const MIB: usize = 1 << 20;
 
 fn arena(bytes: usize, quota: usize) -> Arena {
-    Arena::create(Options { bytes, quota, writable: Writable::ByOwner }).unwrap()
+    Arena::create(Options { bytes, quota, writable: Writable::ByOwner, backing: Backing::Memfd }).unwrap()
 }
 
 fn message(arena: &Arena, segments: &[u32]) -> Arc<Frozen> {
@@ -33,7 +34,7 @@ fn loans(loans: usize, bytes: u64) -> Loans {
 
 /// What a peer receives.
 fn passed(arena: &Arena) -> fork::NoForkFd {
-    let passed = arena.read_only_fd().unwrap().as_fd().try_clone_to_owned().unwrap();
+    let passed = arena.read_only_fd().unwrap().unwrap().as_fd().try_clone_to_owned().unwrap();
     fork::making().keep(passed)
 }
 
