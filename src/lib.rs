@@ -35,6 +35,14 @@ mod sys;
 mod transport;
 mod wait;
 
+/// What native values are defined by: the version that this crate was built with.
+#[cfg(not(strait_loom))]
+pub use zerocopy;
+
+/// What graphs of native values are archived by: the version that this crate was built with.
+#[cfg(all(feature = "rkyv", not(strait_loom)))]
+pub use rkyv;
+
 #[cfg(not(strait_loom))]
 pub use self::{
     channel::{
@@ -50,10 +58,14 @@ pub use self::{
         account::UserQuota,
         arena::{AllocError, Arena},
         blob::{Blob, BlobBuilder, BlobReader, ReceivedBlob},
+        counters::{Counters, LoanedCounters},
         loans::{LoanQuota, QuotaExceeded, QuotaScope},
+        value::{Loaned, Shared, ValueError},
         view::ViewError,
     },
-    sys::{memfd::BadMemory, misbehaved::PeerMisbehaved, passed::DescriptorsLost, seqpacket::Credentials},
+    sys::{
+        memfd::BadMemory, memory::Backing, misbehaved::PeerMisbehaved, passed::DescriptorsLost, seqpacket::Credentials,
+    },
     transport::{
         ended::{Ended, EndedError},
         lane::WaitStats,
@@ -64,3 +76,5 @@ pub use self::{
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub use self::session::seams;
+#[cfg(all(feature = "rkyv", not(strait_loom)))]
+pub use self::shm::graph::{GraphError, GraphWriter};

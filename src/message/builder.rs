@@ -125,9 +125,9 @@ impl<T: Schema> Builder<T> {
     /// receiver finds them in this order ([`Received::blobs`](crate::Received::blobs)). A message may consist of nothing
     /// else: a root that was never begun costs a few words.
     ///
-    /// [`freeze`](Self::freeze) reports what cannot be.
-    pub fn attach_blob(&mut self, blob: Blob) -> &mut Self {
-        self.attached.get_or_insert_default().blobs.push(blob);
+    /// [`freeze`](Self::freeze) reports what cannot be. Native values travel so as well: [`Arena::share`].
+    pub fn attach_blob(&mut self, blob: impl Into<Blob>) -> &mut Self {
+        self.attached.get_or_insert_default().blobs.push(blob.into());
         self
     }
 

@@ -35,8 +35,8 @@ impl Trust {
     /// Messages are read where they lie, at any size for the price of none.
     ///
     /// # Safety
-    /// You vouch for the program at the other end: it must not write to a message after sending it. A peer built on
-    /// this crate cannot do so without `unsafe` code of its own. Say it once per app, for programs that you could
+    /// You vouch for the program at the other end: it must not write to a message after sending it, nor shrink memory
+    /// that has a name ([`Backing::Named`](crate::Backing::Named)). A peer built on this crate cannot do so without `unsafe` code of its own. Say it once per app, for programs that you could
     /// as well have linked into this one; for anyone else take [`snapshot`](Self::snapshot).
     ///
     /// ```
@@ -55,6 +55,11 @@ impl Trust {
             How::Snapshot { max_bytes } => How::Snapshot { max_bytes: max_bytes.min(bytes) },
             How::InPlace => How::InPlace,
         })
+    }
+
+    /// Whether nothing is copied.
+    pub(crate) fn is_in_place(self) -> bool {
+        self.copy_limit().is_none()
     }
 
     /// The most bytes to copy; `None` where nothing is copied.

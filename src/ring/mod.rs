@@ -8,6 +8,8 @@
 //! No `unsafe`: a racing or lying peer can make words wrong, never memory.
 
 mod consumer;
+#[cfg(not(strait_loom))]
+mod copy;
 #[cfg(all(test, strait_loom))]
 mod models;
 mod producer;
@@ -15,6 +17,8 @@ mod producer;
 mod tests;
 
 pub(crate) use consumer::Consumer;
+#[cfg(not(strait_loom))]
+pub(crate) use copy::{Outlet, cursor, fill, set_cursor};
 pub(crate) use producer::{Full, Producer};
 
 #[cfg(not(strait_loom))]
@@ -53,11 +57,17 @@ pub(crate) mod area {
 /// How many slots a ring may have: a power of two between these.
 pub(crate) const SLOTS_RANGE: std::ops::RangeInclusive<u32> = 2..=1 << 16;
 
+/// How many slots of a ring have been filled so far. Looks at all of them.
+#[cfg(not(strait_loom))]
+pub(crate) fn filled(own: &OwnWords) -> u64 {
+    let sequences = (area::SLOTS + SEQUENCE..own.len()).step_by(SLOT);
+    sequences.map(|at| own.peek(at)).max().unwrap_or(0)
+}
+
 /// Whether the consumer says that it has emptied every slot filled in `own`. Not for the fast path: looks at all of them.
 #[cfg(not(strait_loom))]
 pub(crate) fn is_emptied(own: &OwnWords, consumers: &PeerWords) -> bool {
-    let sequences = (area::SLOTS + SEQUENCE..own.len()).step_by(SLOT);
-    let filled = sequences.map(|at| own.peek(at)).max().unwrap_or(0);
+    let filled = filled(own);
     consumers.acquire(area::CURSOR) >= filled
 }
 

@@ -3,18 +3,20 @@
 use super::app::{ClientApp, ServerApp};
 use super::desk::{Asked, Manners, Opened, Side, opened_in_login};
 use super::error::{ConnectError, LoginError, RunDirError};
-use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, Terms, VERSION};
+use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, VERSION};
 use super::rundir::RunDir;
 use super::session::Session;
+use super::terms::{Terms, backing_suits};
 use crate::shm::arena::Arena;
-use crate::shm::view::View;
 use crate::sys::fork::NoForkFd;
+use crate::sys::memory::Backing;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::seqpacket::{Credentials, SeqPacket, poll_readable};
 use crate::sys::words::OwnWords;
 use crate::transport::control::AreaAt;
 use crate::transport::link::{CutProblem, LinkParts, Meeting, cut_area, view_area};
 use nix::errno::Errno;
+use smallvec::SmallVec;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -43,16 +45,24 @@ impl ClientApp {
         deadline: Option<Instant>,
     ) -> Result<Session, ConnectError> {
         let own = Credentials::own();
-        let arena = self.session_arena(server.expected_uid() != own.uid)?;
+        let foreign = server.expected_uid() != own.uid;
+        // Before there is any memory: the server judges the same of this side.
+        let suits = backing_suits(self.options.backing, self.options.backing, self.trust);
+        if suits.is_err() || (foreign && self.options.backing == Backing::Named) {
+            return Err(LoginError::NamedNeedsTrust.into());
+        }
+        let arena = self.session_arena(foreign)?;
         let halves = self.cut_areas(&arena)?;
         let hello = self.hello(server, &arena, &halves);
         let memory = arena.read_only_fd()?;
+        let passed: SmallVec<[_; 1]> = memory.iter().map(AsFd::as_fd).collect();
         let words = hello.to_bytes();
         match known {
-            Some(_) => socket.send(&words, &[memory.as_fd()]),
-            None => socket.send_as_oneself(&words, &[memory.as_fd()]).and_then(|()| socket.want_credentials(true)),
+            Some(_) => socket.send(&words, &passed),
+            None => socket.send_as_oneself(&words, &passed).and_then(|()| socket.want_credentials(true)),
         }
         .map_err(gone)?;
+        drop(passed);
         drop(memory);
         let (answer, fd, sender) = await_answer(&socket, halves.len(), self.options.login_look(), deadline)?;
         let (peer, meeting) = match known {
@@ -68,8 +78,11 @@ impl ClientApp {
             Answer::Welcome { terms, areas, opens } => (terms, areas, opens),
             Answer::Refused(refused) => return Err(refused.explain(&hello, own.uid, own.gid, false).into()),
         };
-        let fd = fd.ok_or(PeerMisbehaved::Frame("welcome without memory"))?;
-        let view = View::map(fd, terms.arena, terms.arena_bytes, self.options.peer_arena_max)?;
+        // A server would have refused.
+        backing_suits(self.options.backing, terms.backing, self.trust)
+            .map_err(|_| PeerMisbehaved::Frame("welcome with other memory"))?;
+        let missing = PeerMisbehaved::Frame("welcome without memory, or with too much of it");
+        let view = terms.view(fd, peer.uid, self.options.peer_arena_max)?.ok_or(missing)?;
         let mut opened = Opened::default();
         for ((number, (own, _)), (at, (spec, _))) in
             Side::Client.login_numbers().zip(halves).zip(theirs.into_iter().zip(hello.channels))
@@ -134,7 +147,7 @@ impl ClientApp {
             version: VERSION,
             client: self.name.clone(),
             server: server.name.clone(),
-            terms: Terms::of(arena),
+            terms: Terms::of(arena, self.options.backing),
             channels: self.options.opens.iter().cloned().zip(areas).collect(),
         }
     }

@@ -1,8 +1,9 @@
 //! Where channels are opened: answers the peer's wishes by what is served, keeps what nobody has accepted yet, and hands
 //! the peer's answers to whoever waits for them. Served by the watcher, asked by [`Session`](super::Session).
 
-use super::app::{ChannelSpec, Options};
+use super::app::ChannelSpec;
 use super::login::CHANNELS_MAX;
+use super::options::Options;
 use crate::shm::arena::Arena;
 use crate::shm::view::View;
 use crate::sys::misbehaved::PeerMisbehaved;

@@ -3,6 +3,7 @@
 use crate::shm::arena::AllocError;
 use crate::shm::loans::QuotaExceeded;
 use crate::shm::view::ViewError;
+use crate::sys::memory::Backing;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::ended::Ended;
 use crate::transport::link::CutProblem;
@@ -94,6 +95,17 @@ pub enum LoginError {
     /// The server is out of some resource, or has let too many of the user's clients wait already.
     #[error("the server is out of resources")]
     Busy,
+    /// The two sides' arenas are not made of the same.
+    #[error("this side's memory is {ours:?}, the peer's {theirs:?}")]
+    OtherBacking {
+        /// This side's.
+        ours: Backing,
+        /// The peer's.
+        theirs: Backing,
+    },
+    /// Memory with a name can be shrunk under a reader: one side does not trust the other with that.
+    #[error("memory with a name needs `Trust::in_place` on both sides")]
+    NamedNeedsTrust,
 }
 
 /// Where apps meet cannot be used.

@@ -1,12 +1,13 @@
-//! The log-in: one frame each way, and the judgement between them. Pure: no sockets, no clocks, nothing mapped.
+//! The log-in: one frame each way, and the judgement between them. Pure: no sockets, no clocks.
 //!
 //! The first 32 bytes of every frame stay as they are for all versions, so that two builds that do not understand each
 //! other can say so.
 
 use super::app::{Allowed, ChannelSpec, is_name};
 use super::error::{LoginError, Version};
-use crate::shm::arena::Arena;
-use crate::sys::barrier::{self, Fence};
+use super::terms::{Terms, backing_number, backing_of, backing_out, backing_suits, terms_in, terms_out};
+use crate::message::Trust;
+use crate::sys::memory::Backing;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::control::{AreaAt, Reader, Writer};
 use std::path::PathBuf;
@@ -25,9 +26,6 @@ pub(super) const VERSION: Version = Version { oldest: OLDEST, newest: NEWEST, la
 const OLDEST: u32 = if cfg!(strait_build = "later") { 2 } else { 1 };
 const NEWEST: u32 = if cfg!(any(strait_build = "next", strait_build = "later")) { 2 } else { 1 };
 
-/// The process has registered for `membarrier`: see `sys::barrier`.
-const FEATURE_MEMBARRIER: u64 = 1;
-
 /// A client's first words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
@@ -36,27 +34,6 @@ pub(super) struct Hello {
     pub(super) server: String,
     pub(super) terms: Terms,
     pub(super) channels: Vec<(ChannelSpec, AreaAt)>,
-}
-
-/// What each side tells of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Terms {
-    pub(super) features: u64,
-    pub(super) arena: u32,
-    pub(super) arena_bytes: u64,
-}
-
-impl Terms {
-    /// What this process tells of itself and an arena.
-    pub(super) fn of(arena: &Arena) -> Self {
-        let features = if barrier::register() { FEATURE_MEMBARRIER } else { 0 };
-        Self { features, arena: arena.id(), arena_bytes: arena.capacity() as u64 }
-    }
-
-    /// Who may pay for the fence: the sleeper, if both have registered.
-    pub(super) fn fence(self, theirs: Self) -> Fence {
-        if self.features & theirs.features & FEATURE_MEMBARRIER != 0 { Fence::SleeperMay } else { Fence::Each }
-    }
 }
 
 /// A server's answer.
@@ -87,6 +64,10 @@ pub(super) enum Refused {
     Busy,
     WrongProgram,
     TooManySessions,
+    /// With the refuser's own.
+    OtherBacking(Backing),
+    /// Memory with a name, to somebody who is not believed in place.
+    NamedNeedsTrust,
 }
 
 /// Who a client may be and what it may ask for.
@@ -95,6 +76,7 @@ pub(super) struct Policy<'a> {
     pub(super) allow: &'a [Allowed],
     pub(super) serves: &'a [ChannelSpec],
     pub(super) channels_max: usize,
+    pub(super) backing: Backing,
 }
 
 impl Policy<'_> {
@@ -121,15 +103,16 @@ impl Policy<'_> {
                 same_group().find(|allowed| allowed.program == program).ok_or(Refused::WrongProgram)?
             }
         };
-        self.judge_wishes(hello)?;
+        self.judge_wishes(hello, allowed.trust)?;
         Ok(allowed)
     }
 
-    /// Judges what a client asks for, whoever it is.
-    pub(super) fn judge_wishes(&self, hello: &Hello) -> Result<(), Refused> {
+    /// Judges what a client asks for and what it is made of, whoever it is.
+    pub(super) fn judge_wishes(&self, hello: &Hello, trust: Trust) -> Result<(), Refused> {
         if hello.server != self.server {
             return Err(Refused::NotAllowed);
         }
+        backing_suits(self.backing, hello.terms.backing, trust)?;
         if hello.channels.len() > self.channels_max {
             return Err(Refused::TooManyChannels);
         }
@@ -169,6 +152,11 @@ impl Refused {
             Self::Busy => LoginError::Busy,
             Self::WrongProgram => LoginError::WrongProgram { client },
             Self::TooManySessions => LoginError::TooManySessions { uid },
+            Self::OtherBacking(refuser) if by_this_side => {
+                LoginError::OtherBacking { ours: refuser, theirs: hello.terms.backing }
+            }
+            Self::OtherBacking(refuser) => LoginError::OtherBacking { ours: hello.terms.backing, theirs: refuser },
+            Self::NamedNeedsTrust => LoginError::NamedNeedsTrust,
         }
     }
 }
@@ -182,7 +170,7 @@ const REFUSED: u32 = 3;
 impl Hello {
     /// All that is known of a build that speaks otherwise.
     pub(super) fn of_version(version: Version) -> Self {
-        let terms = Terms { features: 0, arena: 0, arena_bytes: 0 };
+        let terms = Terms { features: 0, arena: 0, arena_bytes: 0, backing: Backing::Memfd, token: 0 };
         Self { version, client: String::new(), server: String::new(), terms, channels: Vec::new() }
     }
 
@@ -191,6 +179,7 @@ impl Hello {
         terms_out(&mut out, self.terms);
         out.name(&self.client).name(&self.server);
         channels_out(&mut out, &self.channels);
+        backing_out(&mut out, self.terms);
         out.bytes
     }
 
@@ -204,7 +193,7 @@ impl Hello {
         if kind != HELLO || frame.len() != FRAME {
             return Err(PeerMisbehaved::Frame("no hello"));
         }
-        let terms = terms_in(&mut from);
+        let terms = terms_in(&mut from, frame)?;
         let (client, server) = (from.name()?, from.name()?);
         let channels = channels_in(&mut from)?;
         Ok(Ok(Self { version, client, server, terms, channels }))
@@ -222,6 +211,7 @@ impl Answer {
                     out.area(*area);
                 }
                 channels_out(&mut out, opens);
+                backing_out(&mut out, *terms);
                 out.bytes
             }
             Self::Refused(refused) => {
@@ -238,6 +228,8 @@ impl Answer {
                     Refused::Busy => (9, 0, 0),
                     Refused::WrongProgram => (10, 0, 0),
                     Refused::TooManySessions => (11, 0, 0),
+                    Refused::OtherBacking(backing) => (14, backing_number(backing), 0),
+                    Refused::NamedNeedsTrust => (15, 0, 0),
                 };
                 let mut out = head(REFUSED, VERSION);
                 out.u32(code).u32(index).u64(detail);
@@ -252,7 +244,7 @@ impl Answer {
         match kind {
             _ if !understands(version) => Ok(Self::Refused(Refused::Incompatible(version))),
             WELCOME if frame.len() == FRAME => {
-                let terms = terms_in(&mut from);
+                let terms = terms_in(&mut from, frame)?;
                 if from.u32() as usize != channels {
                     return Err(PeerMisbehaved::Frame("welcome with other channels"));
                 }
@@ -273,6 +265,8 @@ impl Answer {
                     9 => Refused::Busy,
                     10 => Refused::WrongProgram,
                     11 => Refused::TooManySessions,
+                    14 => Refused::OtherBacking(backing_of(index)?),
+                    15 => Refused::NamedNeedsTrust,
                     _ => return Err(PeerMisbehaved::Frame("unknown refusal")),
                 }))
             }
@@ -298,14 +292,6 @@ fn head_in(from: &mut Reader<'_>) -> Result<(u32, Version), PeerMisbehaved> {
     }
     let (kind, oldest, newest, _) = (from.u32(), from.u32(), from.u32(), from.u32());
     Ok((kind, Version { oldest, newest, layout: from.u64() }))
-}
-
-fn terms_out(out: &mut Writer<FRAME>, terms: Terms) {
-    out.u64(terms.features).u32(terms.arena).u64(terms.arena_bytes);
-}
-
-fn terms_in(from: &mut Reader<'_>) -> Terms {
-    Terms { features: from.u64(), arena: from.u32(), arena_bytes: from.u64() }
 }
 
 /// What a side opens, at most [`CHANNELS_MAX`].
@@ -365,7 +351,7 @@ mod tests {
             version: VERSION,
             client: "viewer".into(),
             server: "cache".into(),
-            terms: Terms { features: 1, arena: 7, arena_bytes: 1 << 32 },
+            terms: Terms { features: 1, arena: 7, arena_bytes: 1 << 32, backing: Backing::Memfd, token: 0 },
             channels: vec![channel("main", 1), channel("side", 2)],
         }
     }
@@ -389,6 +375,7 @@ mod tests {
             ],
             serves: &[ChannelSpec { name: "side".into(), schema: 2 }, ChannelSpec { name: "main".into(), schema: 1 }],
             channels_max: 2,
+            backing: Backing::Memfd,
         };
         policy.judge(hello, uid, gid, || runs.map(PathBuf::from)).map(drop)
     }
@@ -398,7 +385,7 @@ mod tests {
         let hello = hello();
         assert_eq!(Hello::from_bytes(&hello.to_bytes()), Ok(Ok(hello)));
         let area = AreaAt { offset: 9, slots: 2 };
-        let terms = Terms { features: 0, arena: 1, arena_bytes: 2 };
+        let terms = Terms { features: 0, arena: 1, arena_bytes: 2, backing: Backing::Named, token: u64::MAX };
         let longest = ChannelSpec { name: "x".repeat(64), schema: u64::MAX };
         let opens = vec![(longest, area); CHANNELS_MAX];
         let welcome = Answer::Welcome { terms, areas: vec![area; CHANNELS_MAX], opens };
@@ -415,6 +402,8 @@ mod tests {
             Refused::Busy,
             Refused::WrongProgram,
             Refused::TooManySessions,
+            Refused::OtherBacking(Backing::Heap),
+            Refused::NamedNeedsTrust,
         ] {
             let answer = Answer::Refused(refused);
             assert_eq!(Answer::from_bytes(&answer.to_bytes(), 0), Ok(answer));

@@ -8,6 +8,7 @@ mod error;
 mod lobby;
 mod login;
 mod offer;
+mod options;
 mod reconnect;
 mod rundir;
 #[cfg(any(fuzzing, test))]
@@ -15,6 +16,7 @@ pub mod seams;
 mod server;
 #[expect(clippy::module_inception, reason = "the room and the thing it is for")]
 mod session;
+mod terms;
 mod welcome;
 mod worker;
 

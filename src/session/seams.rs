@@ -10,6 +10,7 @@ use crate::shm::handle::Handle;
 use crate::shm::loans::{LoanQuota, Loans};
 use crate::shm::view::{Borrowed, Home, View};
 use crate::sys::memfd::Writable;
+use crate::sys::memory::Backing;
 use crate::sys::words::shared;
 use crate::transport::control::{Control, FRAME};
 use crate::transport::descriptor::Descriptor;
@@ -59,7 +60,8 @@ pub fn ring(bytes: &[u8]) {
 pub fn login(bytes: &[u8]) {
     if let Ok(Ok(hello)) = Hello::from_bytes(bytes) {
         assert_eq!(Hello::from_bytes(&hello.to_bytes()), Ok(Ok(hello.clone())), "it does not survive being written");
-        let policy = Policy { server: &hello.server, allow: &[], serves: &[], channels_max: 8 };
+        let policy =
+            Policy { server: &hello.server, allow: &[], serves: &[], channels_max: 8, backing: hello.terms.backing };
         if let Err(refused) = policy.judge(&hello, 1, 2, || None) {
             let _ = refused.explain(&hello, 1, 2, true);
         }
@@ -96,9 +98,9 @@ const BYTES: usize = 1 << 20;
 
 impl Both {
     fn new() -> Self {
-        let options = Options { bytes: BYTES, quota: BYTES, writable: Writable::ByOwner };
+        let options = Options { bytes: BYTES, quota: BYTES, writable: Writable::ByOwner, backing: Backing::Memfd };
         let arena = Arena::create(options).expect("an arena");
-        let fd = arena.read_only_fd().expect("a descriptor");
+        let fd = arena.read_only_fd().expect("a descriptor").expect("a memfd has one");
         let view = View::map(fd, arena.id(), BYTES as u64, BYTES as u64).expect("a view");
         Self { arena, view }
     }
@@ -206,7 +208,8 @@ pub const ALL: [Target; 6] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::login::{Terms, VERSION};
+    use crate::session::login::VERSION;
+    use crate::session::terms::Terms;
     use std::path::Path;
 
     /// Splitmix64.
@@ -224,7 +227,8 @@ mod tests {
         let mut all: Vec<Vec<u8>> = files.filter_map(|file| std::fs::read(file.path()).ok()).collect();
         match name {
             "login" => {
-                let terms = Terms { features: 1, arena: 7, arena_bytes: 1 << 32 };
+                let backing = Backing::Memfd;
+                let terms = Terms { features: 1, arena: 7, arena_bytes: 1 << 32, backing, token: 0 };
                 let (client, server) = ("viewer".to_owned(), "cache".to_owned());
                 let hello = Hello { version: VERSION, client, server, terms, channels: Vec::new() };
                 let welcome = Answer::Welcome { terms, areas: Vec::new(), opens: Vec::new() };

@@ -1,9 +1,10 @@
 //! A session in use: its channels, its arena, its peer, its end.
 
-use super::app::{ChannelSpec, Options, is_name};
+use super::app::{ChannelSpec, is_name};
 use super::desk::{Asked, AtDesk, Desk, Half, Manners, Offered, Opened, Side};
 use super::error::{ChannelError, CloseError};
 use super::offer::{METADATA_MAX, Offer};
+use super::options::Options;
 use crate::channel::Channel;
 use crate::message::{Builder, Message, Schema, Trust};
 use crate::shm::arena::Arena;

@@ -3,16 +3,19 @@
 use super::app::ServerApp;
 use super::desk::{Asked, Half, Opened, Side};
 use super::error::{AcceptError, LoginError};
-use super::login::{Answer, FRAME, Hello, Policy, Refused, Terms, VERSION};
+use super::login::{Answer, FRAME, Hello, Policy, Refused, VERSION};
 use super::session::Session;
+use super::terms::Terms;
 use crate::message::Trust;
 use crate::shm::account::{Account, Counted};
 use crate::shm::view::{View, ViewError};
+use crate::sys::memory::Backing;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::seqpacket::{Credentials, Packet, SeqPacket};
 use crate::transport::Keeper;
 use crate::transport::link::{CutProblem, LinkParts, Meeting, cut_area, view_area};
 use nix::errno::Errno;
+use smallvec::SmallVec;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -75,22 +78,27 @@ impl ServerApp {
             allow: &self.allow,
             serves: &self.options.serves,
             channels_max: self.options.channels_max,
+            backing: self.options.backing,
         };
         let trust = match admission {
-            Admission::Given(trust) => policy.judge_wishes(&hello).map(|()| trust),
+            Admission::Given(trust) => policy.judge_wishes(&hello, trust).map(|()| trust),
             Admission::Listed(_) => {
                 let program = || super::session::program_of(peer.pid).ok();
                 policy.judge(&hello, peer.uid, peer.gid, program).map(|allowed| allowed.trust)
             }
         };
         let trust = trust.map_err(|refused| no(refused, &hello))?;
+        // Memory with a name can be opened by its user alone.
+        if hello.terms.backing == Backing::Named && peer.uid != Credentials::own().uid {
+            return Err(no(Refused::NamedNeedsTrust, &hello));
+        }
         let mut fds = packet.fds.into_iter();
-        let (Some(memory), None) = (fds.next(), fds.next()) else {
+        let (memory, None) = (fds.next(), fds.next()) else {
             return Err(no(Refused::Memory, &hello));
         };
-        let Terms { arena, arena_bytes, .. } = hello.terms;
-        let view = match View::map(memory, arena, arena_bytes, self.options.peer_arena_max) {
-            Ok(view) => view,
+        let view = match hello.terms.view(memory, peer.uid, self.options.peer_arena_max) {
+            Ok(Some(view)) => view,
+            Ok(None) => return Err(no(Refused::Memory, &hello)),
             Err(ViewError::Bad(bad)) => {
                 tracing::warn!(client = hello.client, pid = peer.pid, "memory refused: {bad}");
                 return Err(no(Refused::Memory, &hello));
@@ -129,9 +137,10 @@ impl ServerApp {
             }
         };
         let Guest { socket, peer, meeting, trust, hello, view, account, keeper } = guest;
+        let passed: SmallVec<[_; 1]> = memory.iter().map(AsFd::as_fd).collect();
         let said = match meeting {
-            Meeting::ByName => socket.send(&welcome, &[memory.as_fd()]),
-            Meeting::Given => socket.send_as_oneself(&welcome, &[memory.as_fd()]),
+            Meeting::ByName => socket.send(&welcome, &passed),
+            Meeting::Given => socket.send_as_oneself(&welcome, &passed),
         };
         match said {
             Ok(()) => {}
@@ -141,7 +150,7 @@ impl ServerApp {
                 return Err(io::Error::from(errno).into());
             }
         }
-        let fence = Terms::of(&arena).fence(hello.terms);
+        let fence = Terms::of(&arena, self.options.backing).fence(hello.terms);
         let peer_name = hello.client.clone();
         tracing::info!(app = self.name, client = peer_name, pid = peer.pid, uid = peer.uid, "session");
         let quota = self.options.loan_quota;
@@ -168,12 +177,13 @@ impl ServerApp {
             opened.asked.push((Asked { number, spec: spec.clone(), own }, None));
         }
         let memory = arena.read_only_fd()?;
-        let welcome = Answer::Welcome { terms: Terms::of(&arena), areas, opens }.to_bytes();
+        let terms = Terms::of(&arena, options.backing);
+        let welcome = Answer::Welcome { terms, areas, opens }.to_bytes();
         Ok((arena, opened, welcome, memory))
     }
 }
 
-type Prepared = (crate::shm::arena::Arena, Opened, [u8; FRAME], crate::sys::fork::NoForkFd);
+type Prepared = (crate::shm::arena::Arena, Opened, [u8; FRAME], Option<crate::sys::fork::NoForkFd>);
 
 fn meeting(admission: Admission) -> Meeting {
     match admission {

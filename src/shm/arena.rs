@@ -1,4 +1,4 @@
-//! The owner's side of shared memory: one sparse, sealed memfd of fixed size, cut into blocks by a jemalloc arena of its
+//! The owner's side of shared memory: one sparse stretch of memory of fixed size, cut into blocks by a jemalloc arena of its
 //! own. Knows nothing of who borrows the blocks.
 
 use super::block::{Block, Piece};
@@ -7,8 +7,9 @@ use super::hooks::Hooks;
 use super::mallctl;
 use super::tcache::Tcaches;
 use crate::sys::fork::{self, NoForkFd};
-use crate::sys::mapping::{Access, Mapping};
-use crate::sys::memfd::{Memfd, PAGE, Writable};
+use crate::sys::memfd::{PAGE, Writable};
+use crate::sys::memory::{Backing, Memory};
+use crate::sys::words::OwnWords;
 use nix::errno::Errno;
 use std::io;
 use std::ptr::NonNull;
@@ -40,6 +41,7 @@ pub(crate) struct Options {
     /// Bytes of it that may be pages at once.
     pub(crate) quota: usize,
     pub(crate) writable: Writable,
+    pub(crate) backing: Backing,
 }
 
 /// Shared memory that this process owns and hands out in blocks: what messages are built in.
@@ -74,8 +76,7 @@ struct Owned {
     id: u32,
     /// As `id`, and what thread caches know it by.
     serial: u64,
-    memfd: Arc<Memfd>,
-    map: Mapping,
+    memory: Arc<Memory>,
     hooks: &'static Hooks,
     index: u32,
     tcaches: Arc<Tcaches>,
@@ -93,15 +94,12 @@ impl Arena {
         static SERIALS: AtomicU64 = AtomicU64::new(1);
         let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
         let id = u32::try_from(serial).ok().filter(|&id| id <= MASK_24).ok_or(io::ErrorKind::QuotaExceeded)?;
-        let memfd = Arc::new(Memfd::create(c"strait-arena", options.bytes.min(BYTES_MAX))?);
-        let map = Mapping::new(&memfd, memfd.len(), Access::ReadWrite)?;
-        memfd.seal(options.writable)?;
-        let base = map.base().as_ptr().expose_provenance();
+        let memory = Arc::new(Memory::create(options.backing, options.bytes.min(BYTES_MAX), options.writable)?);
         let punches = options.writable == Writable::ByOwner;
         // The index first, with default hooks: created with ours, jemalloc would keep its records in shared memory.
         let index: u32 = mallctl::read("arenas.create").map_err(io::Error::from)?;
-        let hooks = Hooks::new(&memfd, base, map.len(), options.quota, punches);
-        let owned = Owned { id, serial, memfd, map, hooks, index, tcaches: Arc::default(), fork: fork::generation() };
+        let hooks = Hooks::new(&memory, options.quota, punches);
+        let owned = Owned { id, serial, memory, hooks, index, tcaches: Arc::default(), fork: fork::generation() };
         let set = |leaf: &str| format!("arena.{index}.{leaf}");
         mallctl::write(&set("extent_hooks"), hooks.table())?;
         mallctl::write(&set("muzzy_decay_ms"), 0isize)?;
@@ -111,7 +109,7 @@ impl Arena {
         }
         // Pieces of different growth steps never merge: small steps keep a small arena whole. Refused (ENOENT) where
         // the application told jemalloc not to retain.
-        match mallctl::write(&set("retain_grow_limit"), (owned.map.len() / 16).max(GROW)) {
+        match mallctl::write(&set("retain_grow_limit"), (owned.memory.len() / 16).max(GROW)) {
             Ok(()) | Err(Errno::ENOENT) => Ok(Self(Arc::new(owned))),
             Err(errno) => Err(errno.into()),
         }
@@ -142,7 +140,7 @@ impl Arena {
         let full = AllocError::Full { bytes };
         let size = bytes.max(WORD).checked_next_multiple_of(WORD).ok_or(full)?;
         // jemalloc would walk its size classes past the end of what can exist.
-        if size > owned.map.len() {
+        if size > owned.memory.len() {
             return Err(full);
         }
         let tcache = owned.tcaches.flag(owned.serial);
@@ -150,8 +148,8 @@ impl Arena {
         // SAFETY: the size is not zero and the flags name an arena and a cache that live as long as `self`.
         let start = NonNull::new(unsafe { jemalloc::mallocx(size, flags) }.cast::<u8>()).ok_or(full)?;
         // Memory from anywhere else must never be lent.
-        let offset = start.addr().get().wrapping_sub(owned.map.base().addr().get());
-        if offset >= owned.map.len() {
+        let offset = start.addr().get().wrapping_sub(owned.memory.base().addr().get());
+        if offset >= owned.memory.len() {
             tracing::error!("jemalloc served arena {} from outside its memory", owned.id);
             // SAFETY: allocated just now with the same cache.
             unsafe { jemalloc::dallocx(start.as_ptr().cast(), tcache) };
@@ -176,8 +174,18 @@ impl Arena {
     /// The word at which a piece of this arena begins.
     #[inline]
     pub(super) fn offset_of(&self, piece: Piece) -> u64 {
-        let bytes = piece.start.addr().get() - self.0.map.base().addr().get();
+        let bytes = piece.start.addr().get() - self.0.memory.base().addr().get();
         (bytes / WORD) as u64
+    }
+
+    /// Where it lies in this process.
+    pub(super) fn range(&self) -> (NonNull<u8>, usize) {
+        (self.0.memory.base(), self.0.memory.len())
+    }
+
+    /// The word at which an area cut from this arena begins.
+    pub(crate) fn offset_of_words(&self, words: &OwnWords) -> u64 {
+        ((words.address() - self.0.memory.base().addr().get()) / WORD) as u64
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -187,12 +195,17 @@ impl Arena {
     /// Its address space in bytes: how large a message can ever get.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.0.map.len()
+        self.0.memory.len()
     }
 
-    /// What a peer is passed to map it.
-    pub(crate) fn read_only_fd(&self) -> io::Result<NoForkFd> {
-        self.0.memfd.reopen_read_only()
+    /// What a peer is to be given to map; `None` where no descriptor is passed.
+    pub(crate) fn read_only_fd(&self) -> io::Result<Option<NoForkFd>> {
+        self.0.memory.read_only_fd()
+    }
+
+    /// What a peer finds it by, where it has a name; 0 where it has none.
+    pub(crate) fn token(&self) -> u64 {
+        self.0.memory.token()
     }
 
     /// How many bytes of memory the arena holds now, in use or kept warm for reuse. One system call.
@@ -200,7 +213,7 @@ impl Arena {
     /// # Errors
     /// The kernel's, if it cannot tell; in a forked child it cannot.
     pub fn resident(&self) -> io::Result<u64> {
-        self.0.memfd.resident()
+        self.0.memory.resident()
     }
 
     /// Gives every page that is not in use back to the system, instead of keeping it warm. Small blocks freed by other

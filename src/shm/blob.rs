@@ -3,11 +3,14 @@
 
 use super::arena::{AllocError, Arena};
 use super::block::Block;
+use super::handle::WORD;
 use super::view::{Borrowed, Place};
 use crate::sys::fork;
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::words::PeerWords;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 impl Arena {
@@ -105,6 +108,11 @@ impl BlobBuilder {
         Ok(())
     }
 
+    /// The word at which it begins, until it has to be moved.
+    pub(super) fn offset(&self) -> u64 {
+        self.block.offset()
+    }
+
     /// Forgets what comes after the first `len` bytes. Shorter ones stay as they are.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -179,6 +187,10 @@ impl Blob {
         Ok(copy.freeze())
     }
 
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.0.block.start()
+    }
+
     /// What it keeps from being used otherwise.
     pub(super) fn allocated(&self) -> u64 {
         self.0.block.bytes() as u64
@@ -224,11 +236,13 @@ impl Deref for Blob {
 /// ```
 #[derive(Clone)]
 pub struct ReceivedBlob {
-    loan: Arc<Borrowed>,
+    pub(super) loan: Arc<Borrowed>,
     place: Place,
+    /// The word it begins at.
+    offset: u64,
     len: u64,
     believed: bool,
-    fork: u32,
+    pub(super) fork: u32,
 }
 
 impl ReceivedBlob {
@@ -236,7 +250,14 @@ impl ReceivedBlob {
     /// [`Trust::in_place`](crate::Trust::in_place) says.
     pub(crate) fn new(loan: &Arc<Borrowed>, [offset, len]: [u64; 2], believed: bool) -> Result<Self, PeerMisbehaved> {
         let place = loan.part_of_bytes(offset, len)?;
-        Ok(Self { loan: loan.clone(), place, len, believed, fork: fork::generation() })
+        Ok(Self { loan: loan.clone(), place, offset, len, believed, fork: fork::generation() })
+    }
+
+    /// Words that its owner goes on writing, from byte `from` of it on and as far as `bytes`, wherever the blob itself
+    /// ends.
+    pub(super) fn words_after(&self, from: usize, bytes: usize) -> Result<PeerWords, PeerMisbehaved> {
+        let offset = self.offset.saturating_add((from / WORD) as u64);
+        self.loan.words(offset, (bytes / WORD) as u64)
     }
 
     /// How many bytes it has.

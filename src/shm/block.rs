@@ -280,6 +280,39 @@ impl Frozen {
         self.rest.as_ref().map_or(&[], |rest| &rest.blobs)
     }
 
+    // Where memory is not shared.
+
+    /// How many bytes it is all in all: the table if there is one, the segments, the blobs, each in whole words.
+    pub(crate) fn carried_bytes(&self) -> usize {
+        self.parts().map(|part| part.len().next_multiple_of(WORD)).sum()
+    }
+
+    /// Copies at most `max` of these bytes, whole words, from byte `from` on; tells how many.
+    pub(crate) fn carry(&self, from: usize, max: usize, into: &mut Vec<u8>) -> usize {
+        let (before, end) = (into.len(), into.len() + max / WORD * WORD);
+        let mut skip = from;
+        for part in self.parts() {
+            let whole = part.len().next_multiple_of(WORD);
+            if skip < whole {
+                let bytes = part.get(skip..).unwrap_or_default();
+                into.extend_from_slice(bytes.get(..end - into.len()).unwrap_or(bytes));
+                into.resize(into.len().next_multiple_of(WORD), 0);
+            }
+            skip = skip.saturating_sub(whole);
+        }
+        into.len() - before
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let here = !self.segments.arena.is_forked();
+        // SAFETY: a table's block is written in full before there is a `Frozen`, and by nobody after that.
+        let table = self.rest.iter().filter(move |_| here).map(|rest| unsafe {
+            std::slice::from_raw_parts(rest.table.piece.start.as_ptr().cast_const(), rest.table.piece.bytes)
+        });
+        let segments = (0..self.segments.pieces.len()).filter_map(|index| self.segment(index));
+        table.chain(segments).chain(self.blobs().iter().map(|blob| &**blob))
+    }
+
     /// What it keeps from being used otherwise.
     #[inline]
     pub(crate) fn bytes(&self) -> u64 {

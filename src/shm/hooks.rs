@@ -5,7 +5,7 @@
 //! panic. `false` means done in jemalloc's dialect.
 
 use crate::sys::fork::PerProcess;
-use crate::sys::memfd::Memfd;
+use crate::sys::memory::Memory;
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub(super) struct Hooks {
 
 /// What an arena stands on.
 struct Ground {
-    memfd: Arc<Memfd>,
+    memory: Arc<Memory>,
     base: usize,
     len: usize,
     /// Pages beyond this many bytes are refused.
@@ -42,7 +42,7 @@ struct Ground {
 static RETIRED: PerProcess<Vec<&'static Hooks>> = PerProcess::new(Vec::new());
 
 impl Hooks {
-    pub(super) fn new(memfd: &Arc<Memfd>, base: usize, len: usize, quota: usize, punches: bool) -> &'static Self {
+    pub(super) fn new(memory: &Arc<Memory>, quota: usize, punches: bool) -> &'static Self {
         let hooks = RETIRED.lock().pop().unwrap_or_else(|| {
             let table = jemalloc::extent_hooks_t {
                 alloc: Some(alloc),
@@ -59,7 +59,8 @@ impl Hooks {
         });
         let (carved, committed) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let starved = AtomicBool::new(false);
-        let ground = Ground { memfd: memfd.clone(), base, len, quota, punches, carved, committed, starved };
+        let (base, len) = (memory.base().as_ptr().expose_provenance(), memory.len());
+        let ground = Ground { memory: memory.clone(), base, len, quota, punches, carved, committed, starved };
         // Partner: `ground`.
         hooks.ground.store(Box::into_raw(Box::new(ground)), Ordering::Release);
         hooks
@@ -130,7 +131,7 @@ impl Ground {
         if self.committed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             return false;
         }
-        let done = self.memfd.commit(address - self.base, len).is_ok();
+        let done = self.memory.commit(address - self.base, len).is_ok();
         self.starved.store(!done, Ordering::Relaxed);
         if !done {
             self.committed.fetch_sub(len, Ordering::Relaxed);
@@ -139,7 +140,7 @@ impl Ground {
     }
 
     fn decommit(&self, address: usize, len: usize) -> bool {
-        let done = self.punches && self.memfd.punch(address - self.base, len).is_ok();
+        let done = self.punches && self.memory.punch(address - self.base, len).is_ok();
         if done {
             self.committed.fetch_sub(len, Ordering::Relaxed);
         }

@@ -139,6 +139,14 @@ impl Loans {
         Ok(handle)
     }
 
+    /// What a handle names, as long as it is on loan.
+    pub(crate) fn lent(&self, handle: Handle) -> Option<Arc<Frozen>> {
+        let book = self.book.lock();
+        let entry = book.entries.get((handle.ticket() & (MAX_LOANS as u32 - 1)) as usize)?;
+        let (lent, message) = entry.loan.as_ref()?;
+        (*lent == handle).then(|| message.clone())
+    }
+
     /// Ends the loan that the borrower names. The memory is freed here if it was the last.
     pub(crate) fn give_back(&self, handle: Handle) -> Result<(), PeerMisbehaved> {
         let mut book = self.book.lock();

@@ -7,6 +7,7 @@ use super::loans::{LendProblem, LoanQuota, Loans};
 use super::view::{Borrowed, Home, Place, View, ViewError};
 use crate::sys::fork;
 use crate::sys::memfd::{BadMemory, Writable};
+use crate::sys::memory::Backing;
 use crate::sys::misbehaved::PeerMisbehaved;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 const MIB: usize = 1 << 20;
 
 fn arena(bytes: usize, quota: usize) -> Arena {
-    Arena::create(Options { bytes, quota, writable: Writable::ByOwner }).unwrap()
+    Arena::create(Options { bytes, quota, writable: Writable::ByOwner, backing: Backing::Memfd }).unwrap()
 }
 
 fn message(arena: &Arena, segments: &[u32]) -> Arc<Frozen> {
@@ -158,7 +159,7 @@ impl Home for Shelf {
 fn a_view_resolves_what_lies_inside_and_nothing_else() {
     let arena = arena(64 * MIB, 64 * MIB);
     let bytes = arena.capacity() as u64;
-    let view = View::map(arena.read_only_fd().unwrap(), 7, bytes, bytes).unwrap();
+    let view = View::map(arena.read_only_fd().unwrap().unwrap(), 7, bytes, bytes).unwrap();
     let home = Arc::new(Shelf(view, Mutex::default()));
     let words = bytes / 8;
     let resolve = |arena, offset, len| {
@@ -190,7 +191,7 @@ fn a_borrower_reads_what_the_owner_wrote() {
     // SAFETY: the test is the block's only user; it plays the writer that the message no longer has.
     (0..4).for_each(|index| unsafe { start.add(index).write(index as u64 + 10) });
     let bytes = arena.capacity() as u64;
-    let view = View::map(arena.read_only_fd().unwrap(), arena.id(), bytes, bytes).unwrap();
+    let view = View::map(arena.read_only_fd().unwrap().unwrap(), arena.id(), bytes, bytes).unwrap();
     let lent = loans(1, u64::MAX).lend(&message).unwrap();
     let borrowed = Borrowed::new(lent, Arc::new(Shelf(view, Mutex::default()))).unwrap();
     let mut copy = Vec::new();
@@ -202,7 +203,7 @@ fn a_borrower_reads_what_the_owner_wrote() {
 fn memory_that_is_not_as_announced_is_not_mapped() {
     let arena = arena(64 * MIB, 64 * MIB);
     let bytes = arena.capacity() as u64;
-    let map = |announced, limit| View::map(arena.read_only_fd().unwrap(), 1, announced, limit).map(drop);
+    let map = |announced, limit| View::map(arena.read_only_fd().unwrap().unwrap(), 1, announced, limit).map(drop);
     assert!(map(bytes, bytes).is_ok());
     let found = |result: Result<(), ViewError>| match result {
         Err(ViewError::Bad(bad)) => bad,

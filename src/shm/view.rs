@@ -1,16 +1,20 @@
 //! The borrower's side: a peer's arena mapped read-only, and the one function that turns a peer's [`Handle`] into
 //! memory. Knows bounds, not meaning; whatever lies inside them may still change under the reader.
 
+use super::arena::Arena;
 use super::handle::{Handle, WORD};
+use super::mirror::Mirror;
 use crate::sys::cpu;
 use crate::sys::fork::{NoForkFd, PerProcess};
 use crate::sys::mapping::{Access, Mapping};
 use crate::sys::memfd::{BadMemory, FileId, Memfd};
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::named::Named;
 use crate::sys::sync::{AtomicU64, Ordering};
 use crate::sys::words::PeerWords;
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 use thiserror::Error;
@@ -30,13 +34,27 @@ pub enum ViewError {
 /// A peer's whole arena, readable.
 #[derive(Debug)]
 pub(crate) struct View {
-    map: Mapping,
+    base: NonNull<u8>,
+    len: usize,
     arena: u32,
-    key: Key,
+    of: Of,
 }
 
+/// What a view is of, and what keeps it.
+#[derive(Debug)]
+enum Of {
+    Shared { _map: Mapping, key: Key },
+    Copies(Arc<Mirror>),
+}
+
+// SAFETY: a view is an address range that stays readable from any thread for as long as `of`; what may be done with it
+// is its users' concern.
+unsafe impl Send for View {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for View {}
+
 /// Whose memory it is, as the kernel says, and what the peer calls it. A mapping keeps its file, and Linux, since before
-/// it had `futex_waitv`, gives no two memfds of one boot the same 64 bits.
+/// it had `futex_waitv`, gives no two files of a tmpfs the same 64 bits in one boot.
 type Key = (FileId, u32);
 
 /// The views of this process: sessions with one arena share one mapping of it, since address space is not endless.
@@ -46,14 +64,31 @@ impl View {
     /// Checks what a peer sent, and only then maps it, unless it is mapped already.
     pub(crate) fn map(fd: NoForkFd, arena: u32, announced: u64, limit: u64) -> Result<Arc<Self>, ViewError> {
         let memfd = Memfd::check(fd, announced, limit)?;
-        let key = (memfd.id(), arena);
+        Self::of(&memfd, memfd.id(), memfd.len(), arena)
+    }
+
+    /// As [`map`](Self::map), of memory that has a name.
+    pub(crate) fn map_named(
+        uid: u32,
+        token: u64,
+        arena: u32,
+        announced: u64,
+        limit: u64,
+    ) -> Result<Arc<Self>, ViewError> {
+        let (memory, len, file) = Named::open(uid, token, announced, limit)?;
+        Self::of(&memory, file, len, arena)
+    }
+
+    fn of(memory: &impl AsFd, file: FileId, len: usize, arena: u32) -> Result<Arc<Self>, ViewError> {
+        let key = (file, arena);
         let known = VIEWS.lock().get(&key).and_then(Weak::upgrade);
         if let Some(view) = known {
             return Ok(view);
         }
         // The descriptor is not needed beyond this: the mapping keeps the memory.
-        let map = Mapping::new(&memfd, memfd.len(), Access::ReadOnly)?;
-        let made = Arc::new(Self { map, arena, key });
+        let map = Mapping::new(memory, len, Access::ReadOnly)?;
+        let (base, len) = (map.base(), map.len());
+        let made = Arc::new(Self { base, len, arena, of: Of::Shared { _map: map, key } });
         let mut views = VIEWS.lock();
         // Another thread may have been quicker.
         let quicker = views.get(&key).and_then(Weak::upgrade);
@@ -63,6 +98,20 @@ impl View {
         // Before either view can be dropped, which takes the lock.
         drop(views);
         Ok(quicker.unwrap_or(made))
+    }
+
+    /// All of what stands in for a peer's arena, which lies in `arena`.
+    pub(super) fn of_mirror(mirror: Arc<Mirror>, arena: &Arena) -> Arc<Self> {
+        let (base, len) = arena.range();
+        Arc::new(Self { base, len, arena: arena.id(), of: Of::Copies(mirror) })
+    }
+
+    /// What stands in for the peer's arena where that is not shared.
+    pub(crate) fn mirror(&self) -> Option<&Arc<Mirror>> {
+        match &self.of {
+            Of::Shared { .. } => None,
+            Of::Copies(mirror) => Some(mirror),
+        }
     }
 
     #[inline]
@@ -75,6 +124,9 @@ impl View {
 
     /// A run of words that the peer goes on writing.
     pub(crate) fn words(self: &Arc<Self>, offset: u64, len: u64) -> Result<PeerWords, PeerMisbehaved> {
+        if let Of::Copies(mirror) = &self.of {
+            return mirror.claim(offset, usize::try_from(len).unwrap_or(usize::MAX));
+        }
         let place = self.check(offset, len)?;
         // SAFETY: `check` vouches for the range, the view keeps it mapped, and this process reaches a peer's live
         // words through `PeerWords` only.
@@ -91,11 +143,11 @@ impl View {
 
     #[inline]
     fn check(&self, offset: u64, len: u64) -> Result<Place, PeerMisbehaved> {
-        let arena_words = (self.map.len() / WORD) as u64;
+        let arena_words = (self.len / WORD) as u64;
         match offset.checked_add(len) {
             Some(end) if len > 0 && (end <= arena_words || cfg!(strait_plant = "no-bounds")) => {
                 // SAFETY: the range was just found to lie inside the mapping.
-                let start = unsafe { self.map.base().add(offset as usize * WORD) };
+                let start = unsafe { self.base.add(offset as usize * WORD) };
                 Ok(Place { start, len: len as usize })
             }
             _ => Err(PeerMisbehaved::HandleOutOfRange { offset, len, arena_words }),
@@ -105,10 +157,11 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
+        let Of::Shared { key, .. } = &self.of else { return };
         let mut views = VIEWS.lock();
         // Not if another view of the same memory has taken the place.
-        if views.get(&self.key).is_some_and(|view| view.strong_count() == 0) {
-            views.remove(&self.key);
+        if views.get(key).is_some_and(|view| view.strong_count() == 0) {
+            views.remove(key);
         }
     }
 }
@@ -170,6 +223,19 @@ impl Borrowed {
     /// Another part of the same arena that the peer names, as a segment table does.
     pub(crate) fn part(&self, offset: u64, len: u64) -> Result<Place, PeerMisbehaved> {
         self.home.view().check(offset, len)
+    }
+
+    /// Whether it lies in a private copy, which its sender does not see.
+    pub(super) fn is_copy(&self) -> bool {
+        self.home.view().mirror().is_some()
+    }
+
+    /// Words of the same arena that the peer goes on writing, for as long as this loan.
+    pub(super) fn words(self: &Arc<Self>, offset: u64, len: u64) -> Result<PeerWords, PeerMisbehaved> {
+        let place = self.part(offset, len)?;
+        // SAFETY: `part` vouches for the range, the loan keeps the view and so the mapping, and this process reaches a
+        // peer's live words through `PeerWords` only.
+        Ok(unsafe { PeerWords::new(place.start.cast(), place.len, self.clone()) })
     }
 
     /// As [`part`](Self::part), for what is measured in bytes. What is empty lies somewhere too.

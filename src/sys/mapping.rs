@@ -1,11 +1,11 @@
-//! An address range over a memfd, unmapped on drop. Knows not what lies in it.
+//! An address range over memory, unmapped on drop. Knows not what lies in it.
 
 use super::fork;
-use super::memfd::Memfd;
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 /// Who may write the range, decided once.
@@ -29,8 +29,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `len` bytes of `memfd`, shared.
-    pub(crate) fn new(memfd: &Memfd, len: usize, access: Access) -> io::Result<Self> {
+    /// Maps the first `len` bytes of `memory`, shared.
+    pub(crate) fn new(memory: &impl AsFd, len: usize, access: Access) -> io::Result<Self> {
         let len = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         let protection = match access {
             Access::ReadOnly => ProtFlags::PROT_READ,
@@ -38,11 +38,38 @@ impl Mapping {
         };
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: no address is asked for, so no existing mapping is touched.
-        let base = unsafe { mmap(None, len, protection, flags, memfd, 0) }?;
+        let base = unsafe { mmap(None, len, protection, flags, memory, 0) }?;
+        Self::keep(base, len)
+    }
+
+    /// Reserves `len` bytes that nobody else ever sees, writable; pages come as they are touched.
+    pub(crate) fn private(len: usize) -> io::Result<Self> {
+        let len = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: no address is asked for, so no existing mapping is touched.
+        let base = unsafe { mmap_anonymous(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
+        Self::keep(base, len)
+    }
+
+    fn keep(base: NonNull<c_void>, len: NonZeroUsize) -> io::Result<Self> {
         let mapping = Self { base, len, fork: fork::generation() };
         // SAFETY: the range was mapped just now; DONTFORK changes nothing in this process.
         unsafe { madvise(mapping.base, mapping.len.get(), MmapAdvise::MADV_DONTFORK) }?;
         Ok(mapping)
+    }
+
+    /// Gives the pages of a part back, which must be private and whole pages; they read as zero from then on.
+    pub(super) fn discard(&self, offset: usize, len: usize) -> nix::Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len.get()) {
+            return Err(nix::errno::Errno::EINVAL);
+        }
+        // SAFETY: the part lies in the range, whose users ask for this only where nothing is kept.
+        unsafe { madvise(self.base.byte_add(offset), len, MmapAdvise::MADV_DONTNEED) }
+    }
+
+    /// Whether this is the process that mapped it, and not a fork without it.
+    pub(super) fn is_here(&self) -> bool {
+        self.fork == fork::generation()
     }
 
     pub(crate) fn base(&self) -> NonNull<u8> {
@@ -57,7 +84,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // A forked child does not have the range; what it has there now, if anything, is its own.
-        if self.fork == fork::generation() {
+        if self.is_here() {
             // SAFETY: the range is ours and nobody keeps a pointer into it past this value.
             let _ = unsafe { munmap(self.base, self.len.get()) };
         }

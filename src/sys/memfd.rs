@@ -39,6 +39,14 @@ pub enum BadMemory {
         /// How many this side accepts.
         limit: u64,
     },
+    /// It has a name, and belongs to somebody else or may be written by others.
+    #[error("belongs to user {found} with mode {mode:o}")]
+    Owner {
+        /// Whose it is.
+        found: u32,
+        /// Its permissions.
+        mode: u32,
+    },
     /// The kernel would not tell.
     #[error("cannot be examined: {0}")]
     Unreadable(Errno),
@@ -61,7 +69,7 @@ pub(crate) struct FileId {
 }
 
 impl FileId {
-    fn of(stat: &FileStat) -> Self {
+    pub(super) fn of(stat: &FileStat) -> Self {
         Self { device: stat.st_dev, inode: stat.st_ino }
     }
 }
@@ -115,8 +123,7 @@ impl Memfd {
             return Err(BadMemory::TooLarge { announced, limit });
         }
         let len = usize::try_from(announced).map_err(|_| BadMemory::TooLarge { announced, limit })?;
-        let kind = fstatfs(&fd).map_err(BadMemory::Unreadable)?.filesystem_type();
-        if kind != TMPFS_MAGIC {
+        if !tmpfs(fd.as_fd())? {
             return Err(BadMemory::Kind);
         }
         let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| BadMemory::Kind)?;
@@ -138,28 +145,6 @@ impl Memfd {
         Ok(making.keep(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?))
     }
 
-    /// Makes the pages of a range exist, so that touching them cannot fail.
-    pub(crate) fn commit(&self, offset: usize, len: usize) -> nix::Result<()> {
-        self.allocate(FallocateFlags::empty(), offset, len)
-    }
-
-    /// Gives the pages of a range back; they read as zero.
-    pub(crate) fn punch(&self, offset: usize, len: usize) -> nix::Result<()> {
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        self.allocate(flags, offset, len)
-    }
-
-    fn allocate(&self, flags: FallocateFlags, offset: usize, len: usize) -> nix::Result<()> {
-        let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
-        let len = i64::try_from(len).map_err(|_| Errno::EINVAL)?;
-        loop {
-            match fallocate(self, flags, offset, len) {
-                Err(Errno::EINTR) => {}
-                other => return other,
-            }
-        }
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -168,17 +153,44 @@ impl Memfd {
     pub(crate) fn id(&self) -> FileId {
         self.id
     }
-
-    /// How many bytes of it exist as pages.
-    pub(crate) fn resident(&self) -> io::Result<u64> {
-        Ok(fstat(self)?.st_blocks.unsigned_abs() * 512)
-    }
 }
 
 impl AsFd for Memfd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Whether a file is memory.
+pub(super) fn tmpfs(fd: BorrowedFd<'_>) -> Result<bool, BadMemory> {
+    Ok(fstatfs(fd).map_err(BadMemory::Unreadable)?.filesystem_type() == TMPFS_MAGIC)
+}
+
+/// Makes the pages of a range exist, so that touching them cannot fail.
+pub(super) fn commit(fd: BorrowedFd<'_>, offset: usize, len: usize) -> nix::Result<()> {
+    allocate(fd, FallocateFlags::empty(), offset, len)
+}
+
+/// Gives the pages of a range back; they read as zero.
+pub(super) fn punch(fd: BorrowedFd<'_>, offset: usize, len: usize) -> nix::Result<()> {
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    allocate(fd, flags, offset, len)
+}
+
+fn allocate(fd: BorrowedFd<'_>, flags: FallocateFlags, offset: usize, len: usize) -> nix::Result<()> {
+    let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    let len = i64::try_from(len).map_err(|_| Errno::EINVAL)?;
+    loop {
+        match fallocate(fd, flags, offset, len) {
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// How many bytes of it exist as pages.
+pub(super) fn resident(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(fstat(fd)?.st_blocks.unsigned_abs() * 512)
 }
 
 /// The unit of mapping. Sizes are cut to whole pages of the largest kind in common use.

@@ -17,7 +17,10 @@ pub(crate) mod lockfile;
 pub(crate) mod mapping;
 #[cfg(not(strait_loom))]
 pub(crate) mod memfd;
+#[cfg(not(strait_loom))]
+pub(crate) mod memory;
 pub(crate) mod misbehaved;
+pub(crate) mod named;
 #[cfg(not(strait_loom))]
 pub(crate) mod passed;
 #[cfg(not(strait_loom))]

@@ -51,6 +51,11 @@ mod real {
             self.0.len
         }
 
+        /// Where they lie in this process.
+        pub(crate) fn address(&self) -> usize {
+            self.0.base.addr().get()
+        }
+
         /// Stores without publishing: readers may look only after a later [`publish`](Self::publish).
         #[inline]
         pub(crate) fn store(&self, index: usize, value: u64) {
@@ -89,6 +94,11 @@ mod real {
 
         pub(crate) fn len(&self) -> usize {
             self.0.len
+        }
+
+        /// Where they lie in this process.
+        pub(crate) fn address(&self) -> usize {
+            self.0.base.addr().get()
         }
 
         /// Loads without ordering: for words that publish nothing, or that an earlier acquire already covers.

@@ -95,6 +95,14 @@ impl Envelope {
         self
     }
 
+    /// The same under the other names that its handles have where nothing is shared. Of a message on loan only.
+    pub(crate) fn renamed(mut self, handle: Handle, returned: Option<Handle>) -> Self {
+        debug_assert!(self.carries_returns());
+        [self.0[3], self.0[4]] = handle.to_words();
+        [self.0[5], self.0[6]] = returned.map_or([0, 0], Handle::to_words);
+        self
+    }
+
     #[inline]
     pub(crate) fn carries_returns(&self) -> bool {
         self.0[0] & 0xFF == MESSAGE

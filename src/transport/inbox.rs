@@ -134,6 +134,7 @@ impl Inbox {
         if self.sender.notify(|| self.consumer.producers_spot()) == Roused::AtDoor {
             port.core().ring(port, Knock::EMPTIED);
         }
+        port.core().carry(port.number());
     }
 
     /// What comes next, for whoever then waits at the door if there is nothing.

@@ -220,6 +220,7 @@ impl Lane {
                 if roused == Roused::AtDoor {
                     self.port.core().ring(&self.port, Knock::FILLED);
                 }
+                self.port.core().carry(self.port.number());
                 Ok(true)
             }
             Ok(Err(Full)) => Ok(false),

@@ -1,24 +1,27 @@
 //! What the two processes of a session share apart from its channels: the socket, the two arenas, the loans, how it
 //! ended. [`Link`] is what users of the session hold; [`Core`] is what the watcher serves, and may outlive them.
 
+mod carry;
 mod channels;
+mod hold;
 mod keeping;
 mod outgoing;
 mod passing;
 
 pub(crate) use channels::{CutProblem, cut_area, view_area};
+pub(crate) use hold::Link;
 pub(crate) use keeping::Keeper;
 
+use super::carriage;
 use super::control::{AreaAt, Control, FRAME};
 use super::ended::{Ended, Farewell};
-use super::inbox::Inbox;
-use super::port::Port;
 use super::watch;
 use crate::shm::account::{Account, Counted};
 use crate::shm::arena::Arena;
 use crate::shm::handle::Handle;
 use crate::shm::loans::{LoanQuota, Loans};
-use crate::shm::view::{Home, View};
+use crate::shm::mirror::Mirror;
+use crate::shm::view::View;
 use crate::sys::barrier::Fence;
 use crate::sys::fork;
 use crate::sys::misbehaved::PeerMisbehaved;
@@ -93,6 +96,10 @@ pub(crate) struct Core {
     kept: AtomicBool,
     /// Held by whoever reads the socket, so that frames are acted on in order.
     reading: Mutex<()>,
+    /// Where nothing is shared: what stands in for the peer's arena, for as long as there are users.
+    mirror: Option<Weak<Mirror>>,
+    /// Then, numbers of channels by where the copies of the other side's areas lie.
+    copied: Mutex<HashMap<usize, u32>>,
 }
 
 const FRAMES_PER_TURN: usize = 64;
@@ -103,10 +110,16 @@ impl Core {
         // Whoever is reading already sees what is there; the socket stays readable for what comes after that.
         let Some(_reading) = self.reading.try_lock() else { return true };
         // One more byte than a frame, so that a longer one shows.
-        let mut frame = [0; FRAME + 1];
+        let (mut frame, mut packet) = ([0; FRAME + 1], Vec::new());
+        let buffer = if self.mirror.is_some() {
+            packet.resize(carriage::PACKET + 1, 0);
+            &mut packet[..]
+        } else {
+            &mut frame[..]
+        };
         // No more than a few at a time: other sessions have their turn too.
         for _ in 0..FRAMES_PER_TURN {
-            let packet = match self.parts.socket.recv(&mut frame) {
+            let packet = match self.parts.socket.recv(buffer) {
                 Ok(None) | Err(Errno::ENOMEM | Errno::ENOBUFS) => return true,
                 Ok(Some(packet)) => packet,
                 Err(errno) => {
@@ -124,7 +137,7 @@ impl Core {
                 tracing::debug!(peer = self.parts.peer_name, lost, "session socket at its end");
                 return false;
             }
-            if let Err(broken) = self.on_packet(&frame, packet) {
+            if let Err(broken) = self.on_packet(buffer, packet) {
                 self.misbehaved(broken);
             }
         }
@@ -140,6 +153,10 @@ impl Core {
         }
         if !fds.is_empty() || (truncated && len == FRAME) {
             return Err(PeerMisbehaved::UnexpectedDescriptor);
+        }
+        if let (Some(mirror), Some(packet)) = (&self.mirror, buffer.get(..len).filter(|it| carriage::is_packet(it))) {
+            // Whose users are gone takes nothing in.
+            return mirror.upgrade().map_or(Ok(()), |mirror| self.carried_here(&mirror, packet));
         }
         match control? {
             Control::Returns { look_at, handles } => {
@@ -173,6 +190,7 @@ impl Core {
                 });
                 Ok(())
             }
+            Control::OpenChannel(wish) => self.clerk.on_control(self, Control::OpenChannel(self.localised(wish)?)),
             other => self.clerk.on_control(self, other),
         }
     }
@@ -293,111 +311,6 @@ impl Drop for Core {
         if !self.is_forked() && self.keeping.get_mut().keeper.is_none() {
             watch::forget(self.token);
         }
-    }
-}
-
-/// A user's hold on a session: while one exists, the peer's memory may be read here.
-#[derive(Clone)]
-pub(crate) struct Link(Arc<Hold>);
-
-struct Hold {
-    core: Arc<Core>,
-    /// Unmapped with the last user, even if the core lingers for what the peer still reads here.
-    view: Arc<View>,
-}
-
-impl Link {
-    /// With the channels opened in the log-in, by number; kept by the watcher unless somebody else does.
-    pub(crate) fn new(
-        parts: LinkParts,
-        view: Arc<View>,
-        channels: Vec<(u32, Arc<OwnWords>)>,
-        clerk: Box<dyn Clerk>,
-        keeper: Option<Arc<dyn Keeper>>,
-    ) -> std::io::Result<Self> {
-        let channels = channels.into_iter().map(|(number, area)| (number, Entry::new(area))).collect();
-        let loans = Loans::new(parts.quota, parts.account.as_ref().map(|(account, _)| account.clone()));
-        let core = Arc::new(Core {
-            parts,
-            view: Arc::downgrade(&view),
-            clerk,
-            token: watch::new_token(),
-            fork: fork::generation(),
-            ended: OnceLock::new(),
-            channels: Mutex::new(channels),
-            loans,
-            outgoing: Mutex::default(),
-            orphans: Mutex::default(),
-            owing: Mutex::default(),
-            passing: Passing::default(),
-            armed: AtomicBool::new(false),
-            kept: AtomicBool::new(keeper.is_some()),
-            keeping: Mutex::new(Keeping::of(keeper)),
-            reading: Mutex::default(),
-        });
-        if !core.is_kept() {
-            watch::add(&core, false)?;
-        }
-        Ok(Self(Arc::new(Hold { core, view })))
-    }
-
-    #[inline]
-    pub(crate) fn core(&self) -> &Arc<Core> {
-        &self.0.core
-    }
-
-    #[inline]
-    pub(crate) fn view(&self) -> &Arc<View> {
-        &self.0.view
-    }
-
-    /// Gives a channel its port, with whatever happened to it before.
-    pub(super) fn port(&self, number: u32, name: String, inbox: Inbox) -> Arc<Port> {
-        let theirs = inbox.consumer.theirs();
-        let mut channels = self.core().channels.lock();
-        let news = channels.get(&number).map(|entry| entry.news.clone()).unwrap_or_default();
-        let port = Arc::new(Port::new(self.clone(), number, name, inbox, news));
-        let closed_there = channels.get_mut(&number).is_some_and(|entry| {
-            entry.port = Arc::downgrade(&port);
-            entry.theirs = theirs;
-            entry.closed_there
-        });
-        drop(channels);
-        // `end` sets the cause before it looks for ports, so one of the two sees the other.
-        match self.core().ended() {
-            Some(cause) => port.end(leaves_nothing(cause)),
-            None if closed_there => port.end(false),
-            None => {}
-        }
-        port
-    }
-}
-
-/// For what is lent with no channel.
-impl Home for Link {
-    fn view(&self) -> &View {
-        &self.0.view
-    }
-
-    fn owe(&self, handle: Handle) {
-        // In a forked child the books are a copy, and their lock may have been held by a thread that is not here.
-        if !self.core().is_forked() {
-            self.core().owe(handle);
-        }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if self.core.is_forked() {
-            return;
-        }
-        // Nobody here reads the peer's memory any more: it may have everything back. What it still reads of ours stays
-        // until it says the same, or dies; whoever keeps the link sees to that.
-        self.core.close();
-        self.core.discard_arrivals();
-        self.core.clerk.on_unused();
-        self.core.linger();
     }
 }
 

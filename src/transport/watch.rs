@@ -63,6 +63,14 @@ pub(super) fn release(core: &Arc<Core>) {
     watcher.wake();
 }
 
+/// Has a link carry on when its socket takes more, or not any longer.
+pub(super) fn when_writable(core: &Core, wanted: bool) {
+    let Some(watcher) = WATCHER.lock().clone() else { return };
+    let flags = if wanted { EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
+    // Refused once the socket is at its end, when there is nobody to carry anything to.
+    let _ = watcher.epoll.modify(core, &mut EpollEvent::new(flags, core.token()));
+}
+
 /// Its users are gone; keeps it until the peer needs nothing of it any more.
 pub(super) fn linger(core: &Arc<Core>) {
     let Some(watcher) = WATCHER.lock().clone() else { return };
@@ -161,7 +169,7 @@ impl Watcher {
                 }
             };
             for event in events.iter().take(ready).filter(|event| event.data() != WAKE) {
-                self.serve(event.data());
+                self.serve(event.data(), event.events());
             }
             let now = Instant::now();
             if now >= next_tick && self.tick() {
@@ -189,9 +197,12 @@ impl Watcher {
         EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
     }
 
-    fn serve(&self, token: u64) {
+    fn serve(&self, token: u64, events: EpollFlags) {
         let core = self.links.lock().served.get(&token).and_then(|served| served.core.upgrade());
         let Some(core) = core else { return };
+        if events.contains(EpollFlags::EPOLLOUT) {
+            core.on_writable();
+        }
         if !core.on_readable() {
             let _ = self.epoll.delete(&*core);
             let lingering = self.links.lock().served.get_mut(&token).and_then(|served| {

@@ -14,13 +14,13 @@ pub struct Census {
     threads: usize,
     /// Mappings of shared memory.
     maps: Vec<String>,
-    /// Named shared memory, of this machine.
-    named: usize,
+    /// Named shared memory that dead owners left.
+    named: Vec<String>,
 }
 
 impl Census {
     pub fn take() -> Self {
-        Self { fds: fds(), threads: entries("/proc/self/task"), maps: maps("self"), named: strait_names() }
+        Self { fds: fds(), threads: entries("/proc/self/task"), maps: maps("self"), named: stale_names() }
     }
 
     /// Waits until everything counted is as before: the watcher thread leaves a moment after the last session.
@@ -32,12 +32,20 @@ impl Census {
         let deadline = Instant::now() + time;
         loop {
             let now = Self::take();
-            if now == *self {
+            if now.settled(self) {
                 return;
             }
             assert!(Instant::now() < deadline, "left behind:\n before {self:#?}\n after {now:#?}");
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+}
+
+impl Census {
+    /// As it was, but for names that somebody else has cleared up meanwhile.
+    fn settled(&self, before: &Self) -> bool {
+        let named = self.named.iter().all(|name| before.named.contains(name));
+        named && *self == Self { named: self.named.clone(), ..before.clone() }
     }
 }
 
@@ -53,7 +61,8 @@ fn fds() -> BTreeMap<i32, String> {
 /// Mappings of arenas, own or a peer's, in a process.
 pub fn maps(pid: &str) -> Vec<String> {
     let all = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-    all.lines().filter(|line| line.contains("memfd:")).map(str::to_owned).collect()
+    let arena = |line: &&str| line.contains("memfd:strait") || line.contains("/dev/shm/strait");
+    all.lines().filter(arena).map(str::to_owned).collect()
 }
 
 /// How many threads a process has.
@@ -73,9 +82,15 @@ fn entries(dir: &str) -> usize {
     fs::read_dir(dir).map_or(0, Iterator::count)
 }
 
-/// Other programs use /dev/shm meanwhile, so only names that could be this crate's count.
-fn strait_names() -> usize {
-    let Ok(list) = fs::read_dir("/dev/shm") else { return 0 };
-    list.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().contains("strait")))
-        .count()
+/// Names of this crate's shared memory whose owners are dead: those of the living, of other suites perhaps, are locked.
+pub fn stale_names() -> Vec<String> {
+    let Ok(list) = fs::read_dir("/dev/shm") else { return Vec::new() };
+    let names = list.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("strait-") && is_stale(name)).collect()
+}
+
+fn is_stale(name: &str) -> bool {
+    // Gone meanwhile: not stale either.
+    let file = fs::File::open(format!("/dev/shm/{name}"));
+    file.is_ok_and(|file| nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockSharedNonblock).is_ok())
 }

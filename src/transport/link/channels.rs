@@ -55,6 +55,11 @@ impl Core {
         self.channels.lock().values().filter_map(|entry| entry.port.upgrade()).collect()
     }
 
+    /// This side's half of a channel that is open here.
+    pub(super) fn area_of(&self, number: u32) -> Option<Arc<OwnWords>> {
+        self.channels.lock().get(&number).filter(|entry| !entry.closed_here).map(|entry| entry.area.clone())
+    }
+
     pub(super) fn port_of(&self, number: u32) -> Option<Arc<Port>> {
         self.channels.lock().get(&number)?.port.upgrade()
     }
@@ -170,6 +175,9 @@ impl Core {
         drop(channels);
         if let Some(inbox) = gone.and_then(|entry| entry.inbox) {
             self.empty(inbox);
+        }
+        if self.mirror.is_some() {
+            self.copied.lock().retain(|_, known| *known != number);
         }
         self.took(unwanted.iter().map(Passed::sent).sum());
         self.send(&Control::ChannelClosed { number });

@@ -8,8 +8,8 @@ use crate::transport::port::Port;
 use crate::transport::watch;
 use nix::errno::Errno;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 /// A loop that keeps a link in the watcher's place. Told things in whatever thread they happen; must not wait, nor call
 /// back into the link. It calls [`Core::on_readable`] and [`Core::tick`], and holds the core until it was told that there
@@ -131,6 +131,9 @@ impl Core {
     /// Sends home what has been owed for a whole tick; tells whether there is more to do. Looks only at the channels
     /// that owe something.
     pub(crate) fn tick(&self) -> bool {
+        if self.mirror.is_some() {
+            self.settle();
+        }
         let mut home = std::mem::take(&mut *self.orphans.lock());
         let numbers = std::mem::take(&mut *self.owing.lock());
         let (mut in_slots, mut owing) = (Vec::new(), false);
@@ -149,15 +152,31 @@ impl Core {
     /// Sends handles home, and names the channels whose rings have some, as far as the socket takes it; the rest, of
     /// which the peer's quota allows many, waits here and not in the queue. False if there is a rest.
     fn send_home(&self, mut home: Vec<Handle>, in_slots: &[Arc<Port>]) -> bool {
+        // Whose users are gone returns nothing one by one.
+        let mirror = self.mirror.as_ref().map(Weak::upgrade);
+        if matches!(mirror, Some(None)) {
+            home.clear();
+        }
         let mut untold = in_slots.iter();
         let mut outgoing = self.outgoing.lock();
-        while self.flush(&mut outgoing) && !(home.is_empty() && untold.len() == 0) {
-            let handles = home.split_off(home.len().saturating_sub(RETURNS_PER_FRAME));
+        let flushed = loop {
+            let flushed = self.flush(&mut outgoing);
+            if !flushed || (home.is_empty() && untold.len() == 0) {
+                break flushed;
+            }
+            let mut handles = home.split_off(home.len().saturating_sub(RETURNS_PER_FRAME));
+            if let Some(Some(mirror)) = &mirror {
+                // What their owner calls them.
+                handles = handles.into_iter().filter_map(|handle| mirror.give_up(handle)).collect();
+            }
             let look_at = untold.next().map_or(0, |port| port.number());
             outgoing.frames.push_back((&Control::Returns { look_at, handles }).into());
-        }
-        let all = outgoing.frames.is_empty() && home.is_empty() && untold.len() == 0;
+        };
         drop(outgoing);
+        if !flushed {
+            self.send_when_writable();
+        }
+        let all = flushed && home.is_empty() && untold.len() == 0;
         self.orphans.lock().extend(home);
         untold.for_each(|port| port.returned_in_slots());
         all

@@ -3,6 +3,7 @@
 use super::Core;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::passed::Fds;
+use crate::transport::carriage::Freight;
 use crate::transport::control::{Control, FRAME};
 use nix::errno::Errno;
 use parking_lot::MutexGuard;
@@ -17,6 +18,14 @@ pub(super) struct Outgoing {
     pub(super) said_goodbye: bool,
     /// Once all is sent, the peer is to see the end of the socket.
     parting: bool,
+    /// What is carried where nothing is shared, after the frames.
+    pub(super) freight: Freight,
+    /// Follows all of it.
+    pub(super) goodbye: Option<[u8; FRAME]>,
+    /// The socket has no room: it will say when it has. Other refusals it takes back in silence.
+    pub(super) is_full: bool,
+    /// Found while carrying.
+    pub(super) broken: Option<PeerMisbehaved>,
 }
 
 /// A frame that waits for the socket, and what goes with it.
@@ -42,19 +51,27 @@ impl Core {
             return;
         }
         outgoing.said_goodbye |= matches!(control, Control::Goodbye(_));
-        self.send_frame(outgoing, control.into());
+        if self.mirror.is_some() && outgoing.follow(control, &self.loans) {
+            self.send_on(outgoing);
+        } else {
+            self.send_frame(outgoing, control.into());
+        }
     }
 
     /// As [`send`](Self::send), for whoever has the queue.
     pub(super) fn send_frame(&self, mut outgoing: MutexGuard<'_, Outgoing>, frame: Outbound) {
         outgoing.frames.push_back(frame);
+        self.send_on(outgoing);
+    }
+
+    fn send_on(&self, mut outgoing: MutexGuard<'_, Outgoing>) {
         let waiting = outgoing.frames.len();
         let flushed = self.flush(&mut outgoing);
         drop(outgoing);
         if !flushed && waiting > OUTGOING_MAX {
             self.misbehaved(PeerMisbehaved::Stalled(waiting));
         } else if !flushed {
-            self.arm();
+            self.send_later();
         }
     }
 
@@ -65,7 +82,7 @@ impl Core {
         let flushed = self.flush(&mut outgoing);
         drop(outgoing);
         if !flushed {
-            self.arm();
+            self.send_later();
         }
     }
 
@@ -75,7 +92,10 @@ impl Core {
             let some = fds.as_ref().map(|fds| fds.iter().map(AsFd::as_fd).collect::<Vec<_>>());
             match self.parts.socket.send(frame, &some.unwrap_or_default()) {
                 // The last: this user has as many descriptors under way as the kernel allows.
-                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS) => return false,
+                Err(errno @ (Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS)) => {
+                    outgoing.is_full = errno == Errno::EAGAIN;
+                    return false;
+                }
                 // Not these: some kinds cannot be passed. Their message is on its way.
                 Err(Errno::EINVAL | Errno::EPERM | Errno::EBADF | Errno::EOPNOTSUPP) if fds.is_some() => {
                     Control::give_up_descriptors(frame);
@@ -85,6 +105,11 @@ impl Core {
                 Err(_) => frames.clear(),
                 Ok(()) => drop(frames.pop_front()),
             }
+        }
+        if let Some(mirror) = &self.mirror
+            && !self.carry_out(outgoing, mirror)
+        {
+            return false;
         }
         if outgoing.parting {
             self.parts.socket.stop_sending();

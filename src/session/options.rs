@@ -1,0 +1,191 @@
+//! What both kinds of app decide for themselves, and what follows for their arenas. Values only.
+
+use super::app::{ChannelSpec, is_name};
+use crate::shm::arena::{self, Arena, WeakArena};
+use crate::shm::loans::LoanQuota;
+use crate::sys::memfd::Writable;
+use crate::sys::memory::Backing;
+use crate::wait::Wait;
+use std::io;
+use std::num::NonZero;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// What both sides decide for themselves.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    /// Opened in the log-in.
+    pub(super) opens: Vec<ChannelSpec>,
+    /// Opened for the peer without asking anyone.
+    pub(super) serves: Vec<ChannelSpec>,
+    /// How many of the peer's other wishes may wait for the application.
+    pub(super) offers: usize,
+    pub(super) arena_bytes: usize,
+    pub(super) arena_quota: Option<usize>,
+    pub(super) backing: Backing,
+    pub(super) peer_arena_max: u64,
+    pub(super) loan_quota: LoanQuota,
+    pub(super) channels_max: usize,
+    pub(super) slots: u32,
+    pub(super) wait: Wait,
+    pub(super) inline_max: usize,
+}
+
+/// What an app and its clones share, which may be made of different things.
+pub(super) type Arenas = Vec<(Backing, WeakArena)>;
+
+impl Options {
+    pub(super) fn new(arena_bytes: usize) -> Self {
+        Self {
+            opens: Vec::new(),
+            serves: Vec::new(),
+            offers: 0,
+            arena_bytes,
+            arena_quota: None,
+            backing: Backing::default(),
+            peer_arena_max: 64 << 30,
+            loan_quota: LoanQuota { loans: 1 << 16, bytes: u64::MAX },
+            channels_max: 1024,
+            slots: 256,
+            wait: Wait::default(),
+            inline_max: INLINE_MAX,
+        }
+    }
+
+    /// The first name, of the app's own and its channels', that cannot be one.
+    pub(super) fn bad_name<'a>(&'a self, own: &'a [&'a str]) -> Option<&'a str> {
+        let channels = self.opens.iter().chain(&self.serves).map(|spec| spec.name.as_str());
+        own.iter().copied().chain(channels).find(|name| !is_name(name))
+    }
+
+    /// How long to look for what is due in a log-in before going to sleep for it.
+    pub(super) fn login_look(&self) -> Duration {
+        static CPUS: OnceLock<usize> = OnceLock::new();
+        let cpus = *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get));
+        if self.wait == Wait::Park || cpus == 1 { Duration::ZERO } else { LOGIN_LOOK }
+    }
+
+    /// The arena that is shared already, or else a new one that is from now on.
+    pub(super) fn share_arena(&self, shared: &mut Arenas) -> io::Result<Arena> {
+        let known = shared.iter().filter(|(backing, _)| *backing == self.backing);
+        if let Some(arena) = known.filter_map(|(_, arena)| arena.upgrade()).next() {
+            return Ok(arena);
+        }
+        let arena = self.make_arena(false)?;
+        shared.retain(|(backing, _)| *backing != self.backing);
+        shared.push((self.backing, arena.downgrade()));
+        Ok(arena)
+    }
+
+    /// The arena of an app, or the small one of its own that a peer of another user gets to see: bounded, and sealed
+    /// against that user writing to it.
+    pub(super) fn make_arena(&self, foreign: bool) -> io::Result<Arena> {
+        let quota = self.arena_quota.unwrap_or(self.arena_bytes);
+        let backing = self.backing;
+        // What a peer has to keep copies of is bounded, too.
+        let own_bytes = if backing == Backing::Heap { self.arena_bytes.min(HEAP_BYTES) } else { self.arena_bytes };
+        Arena::create(if foreign {
+            let bytes = self.arena_bytes.min(FOREIGN_BYTES);
+            arena::Options { bytes, quota: quota.min(FOREIGN_QUOTA), writable: Writable::NoMore, backing }
+        } else {
+            arena::Options { bytes: own_bytes, quota, writable: Writable::ByOwner, backing }
+        })
+    }
+}
+
+/// About as long as it takes to wake somebody.
+const LOGIN_LOOK: Duration = Duration::from_micros(50);
+
+/// A request and its answer of 32 bytes each take 0.7 times as long this way.
+const INLINE_MAX: usize = 32;
+
+/// The most that can be in messages at once where no memory is shared.
+const HEAP_BYTES: usize = 1 << 30;
+
+const FOREIGN_BYTES: usize = 1 << 30;
+const FOREIGN_QUOTA: usize = 256 << 20;
+
+/// What both kinds of app can be told in the same words.
+macro_rules! options {
+    () => {
+        /// The address space of its arena, in bytes: how much can be in messages at once. Costs memory only as it is
+        /// used. 64 GiB for a server app and 4 GiB for a client app unless told otherwise.
+        #[must_use]
+        pub fn arena_bytes(mut self, bytes: usize) -> Self {
+            self.options.arena_bytes = bytes;
+            self
+        }
+
+        /// How many bytes of its arena may be memory at once; beyond it, building a message fails as it does when the
+        /// arena is full. The whole arena unless told otherwise.
+        #[must_use]
+        pub fn arena_quota(mut self, bytes: usize) -> Self {
+            self.options.arena_quota = Some(bytes);
+            self
+        }
+
+        /// What its arenas are made of: [`Backing::Memfd`](crate::Backing::Memfd) unless told otherwise. A peer that
+        /// says otherwise is refused.
+        #[must_use]
+        pub fn backing(mut self, backing: crate::Backing) -> Self {
+            self.options.backing = backing;
+            self
+        }
+
+        /// The largest arena it lets a peer announce, in bytes. 64 GiB unless told otherwise.
+        #[must_use]
+        pub fn peer_arena_max(mut self, bytes: u64) -> Self {
+            self.options.peer_arena_max = bytes;
+            self
+        }
+
+        /// What a peer may have on loan at a time: 65,536 messages of any size unless told otherwise.
+        #[must_use]
+        pub fn loan_quota(mut self, quota: crate::LoanQuota) -> Self {
+            self.options.loan_quota = quota;
+            self
+        }
+
+        /// How many channels a session may have at a time: 1,024 unless told otherwise.
+        #[must_use]
+        pub fn channels_max(mut self, channels: usize) -> Self {
+            self.options.channels_max = channels;
+            self
+        }
+
+        /// How many channels that the peer opens under names that are not served may wait for
+        /// [`Session::accept_offer`](crate::Session::accept_offer): none unless told otherwise; beyond it they are
+        /// refused at once.
+        #[must_use]
+        pub fn offers(mut self, offers: usize) -> Self {
+            self.options.offers = offers;
+            self
+        }
+
+        /// How many messages may be under way in this side's direction of a channel: rounded up to a power of two
+        /// between 2 and 65,536; 256 unless told otherwise. Each costs 64 bytes per channel.
+        #[must_use]
+        pub fn slots(mut self, slots: u32) -> Self {
+            let (low, high) = crate::ring::SLOTS_RANGE.into_inner();
+            self.options.slots = slots.clamp(low, high).next_power_of_two();
+            self
+        }
+
+        /// Messages of up to so many bytes travel inside their descriptors: nothing is lent, and one cache line crosses
+        /// instead of two or three. 32, all there is room for, unless told otherwise; 0 lends all.
+        #[must_use]
+        pub fn inline_max(mut self, bytes: usize) -> Self {
+            self.options.inline_max = bytes;
+            self
+        }
+
+        /// How its channels wait, unless [`Channel::set_wait`](crate::Channel::set_wait) says otherwise.
+        #[must_use]
+        pub fn wait(mut self, wait: crate::Wait) -> Self {
+            self.options.wait = wait;
+            self
+        }
+    };
+}
+
+pub(super) use options;

@@ -1,0 +1,150 @@
+//! How a link sends what is carried where nothing is shared: by whoever has just put it there, as far as the socket takes
+//! it, and by whoever keeps the link from then on. And who is told of what was carried here.
+
+use super::Core;
+use super::outgoing::Outgoing;
+use crate::shm::loans::Loans;
+use crate::shm::mirror::Mirror;
+use crate::sys::misbehaved::PeerMisbehaved;
+use crate::transport::carriage;
+use crate::transport::control::{Control, Wish};
+use crate::transport::ended::{Ended, Farewell};
+use crate::transport::watch;
+use nix::errno::Errno;
+use std::cell::Cell;
+use std::sync::Weak;
+
+impl Outgoing {
+    /// Has what ends something follow what is to be carried before it; false if it is to go like any other frame.
+    pub(super) fn follow(&mut self, control: &Control, loans: &Loans) -> bool {
+        match control {
+            // All of them, because their numbers rise.
+            Control::OpenChannel(wish) => {
+                let named = wish.metadata.map(|metadata| (metadata.handle, metadata.segments));
+                self.freight.name(named, control.to_bytes(), loans);
+                true
+            }
+            Control::Cancel { number, .. } => self.freight.follow(*number, control.to_bytes(), false),
+            Control::Finished { number } => self.freight.follow(*number, control.to_bytes(), false),
+            Control::ChannelClosed { number } => self.freight.follow(*number, control.to_bytes(), true),
+            Control::Goodbye(Farewell::Closed) => {
+                self.freight.settle();
+                self.goodbye = Some(control.to_bytes());
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Core {
+    /// What was just put into a channel's ring, or taken out of it, crosses the socket where nothing is shared.
+    #[inline]
+    pub(in crate::transport) fn carry(&self, number: u32) {
+        if self.mirror.is_some() {
+            self.carry_on(number);
+        }
+    }
+
+    #[cold]
+    fn carry_on(&self, number: u32) {
+        if self.is_forked() {
+            return;
+        }
+        let mut outgoing = self.outgoing.lock();
+        outgoing.freight.wake(number, || {
+            let area = self.area_of(number)?;
+            let offset = self.arena().offset_of_words(&area);
+            Some((area, offset))
+        });
+        let flushed = self.flush(&mut outgoing);
+        drop(outgoing);
+        if !flushed {
+            self.send_when_writable();
+        }
+        // Sooner or later the peer has to know of the last slot emptied.
+        self.arm();
+    }
+
+    /// False if the socket takes no more now.
+    pub(super) fn carry_out(&self, outgoing: &mut Outgoing, mirror: &Weak<Mirror>) -> bool {
+        if matches!(self.ended(), Some(Ended::PeerMisbehaved(_) | Ended::PeerDied)) {
+            outgoing.freight.clear();
+        }
+        let is_full = Cell::new(false);
+        let send = |packet: &[u8]| match self.parts.socket.send(packet, &[]) {
+            Err(errno @ (Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM)) => {
+                is_full.set(errno == Errno::EAGAIN);
+                false
+            }
+            // Any other failure is the end, which the watcher learns from the socket itself.
+            _ => true,
+        };
+        let carried = outgoing.freight.carry(&self.loans, mirror, send);
+        if let Err(broken) = carried {
+            outgoing.freight.clear();
+            // Acted upon by the next tick, when nobody holds what ending a session takes.
+            outgoing.broken = Some(broken);
+            self.arm();
+        }
+        let all = carried != Ok(false) && outgoing.goodbye.is_none_or(|frame| send(&frame));
+        if all {
+            outgoing.goodbye = None;
+        }
+        outgoing.is_full = is_full.get();
+        all
+    }
+
+    /// What the peer has to know of at last.
+    pub(super) fn settle(&self) {
+        let mut outgoing = self.outgoing.lock();
+        outgoing.freight.settle();
+        let broken = outgoing.broken.take();
+        drop(outgoing);
+        if let Some(broken) = broken {
+            self.misbehaved(broken);
+        }
+    }
+
+    /// Has the rest sent when the socket takes more.
+    pub(super) fn send_later(&self) {
+        self.send_when_writable();
+        self.arm();
+    }
+
+    /// Has the watcher carry on once the socket has room. Another keeper does so when it ticks.
+    pub(super) fn send_when_writable(&self) {
+        if self.mirror.is_some() && !self.is_kept() && self.outgoing.lock().is_full {
+            watch::when_writable(self, true);
+        }
+    }
+
+    /// The socket takes more.
+    pub(in crate::transport) fn on_writable(&self) {
+        let mut outgoing = self.outgoing.lock();
+        // Whatever else it is that stops it, the next tick tries again.
+        if self.flush(&mut outgoing) || !outgoing.is_full {
+            watch::when_writable(self, false);
+        }
+    }
+
+    /// Lays out what the other side has put into a ring, or said of this side's, and tells whoever waits for that at
+    /// the door: the other side cannot see that there is somebody.
+    pub(super) fn carried_here(&self, mirror: &Mirror, packet: &[u8]) -> Result<(), PeerMisbehaved> {
+        if let Some((area, knock)) = carriage::take_in(mirror, packet)?
+            && let Some(&number) = self.copied.lock().get(&area)
+        {
+            self.rung(number, knock);
+        }
+        Ok(())
+    }
+
+    /// A wish, with this side's name for its metadata.
+    pub(super) fn localised(&self, wish: Wish) -> Result<Wish, PeerMisbehaved> {
+        let (Some(mut metadata), Some(mirror)) = (wish.metadata, self.mirror.as_ref().and_then(Weak::upgrade)) else {
+            return Ok(wish);
+        };
+        metadata.handle = mirror.local(metadata.handle).ok_or(PeerMisbehaved::Frame("metadata that has not come"))?;
+        Ok(Wish { metadata: Some(metadata), ..wish })
+    }
+}
