@@ -24,7 +24,7 @@ use crate::sys::fork;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::seqpacket::{Credentials, Packet, SeqPacket};
 use crate::sys::words::OwnWords;
-use channels::Entry;
+use channels::{Entry, Phase};
 use keeping::Keeping;
 use nix::errno::Errno;
 use outgoing::Outgoing;
@@ -154,6 +154,7 @@ impl Core {
                 Ok(())
             }
             Control::ChannelClosed { number } => self.closed_there(number),
+            Control::ChannelLeft { number } => self.left_there(number),
             Control::Doorbell { number, knock } => {
                 self.rung(number, knock);
                 Ok(())
@@ -360,7 +361,7 @@ impl Link {
         let closed_there = channels.get_mut(&number).is_some_and(|entry| {
             entry.port = Arc::downgrade(&port);
             entry.theirs = theirs;
-            entry.closed_there
+            entry.there > Phase::Open
         });
         drop(channels);
         // `end` sets the cause before it looks for ports, so one of the two sees the other.
@@ -396,6 +397,7 @@ impl Drop for Hold {
         // until it says the same, or dies; whoever keeps the link sees to that.
         self.core.close();
         self.core.discard_arrivals();
+        self.core.abandon_inboxes();
         self.core.clerk.on_unused();
         self.core.linger();
     }
