@@ -14,6 +14,7 @@ use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::passed::Fds;
 use crate::sys::words::{OwnWords, PeerWords};
 use crate::wait::{self, Deadline, Notifier, Patience, Roused, Sleeper, Source, Wait};
+use std::ops::Deref;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -28,11 +29,15 @@ pub(crate) enum LaneError {
 
 /// See the module's own words.
 pub(crate) struct Lane {
-    port: Arc<Port>,
     outbox: Outbox,
     /// Owed handles beyond which they get slots of their own.
     many_owed: usize,
+    /// The last to be dropped.
+    port: Closing,
 }
+
+/// Closes the channel when it goes. The other side may be told then that nothing here looks at its half any more.
+struct Closing(Arc<Port>);
 
 struct Outbox {
     producer: Producer,
@@ -81,7 +86,7 @@ impl Lane {
                 wakes: 0,
                 unlooked: 0,
             },
-            port: link.port(number, name, inbox),
+            port: Closing(link.port(number, name, inbox)),
         }
     }
 
@@ -278,13 +283,22 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
+impl Deref for Closing {
+    type Target = Arc<Port>;
+
+    #[inline]
+    fn deref(&self) -> &Arc<Port> {
+        &self.0
+    }
+}
+
+impl Drop for Closing {
     fn drop(&mut self) {
-        if !self.port.core().is_forked() {
-            if let Some(inbox) = self.port.take_inbox() {
-                self.port.core().closed_here(self.port.number(), inbox);
+        if !self.core().is_forked() {
+            if let Some(inbox) = self.take_inbox() {
+                self.core().closed_here(self.number(), inbox);
             }
-            self.port.leave_door();
+            self.leave_door();
         }
     }
 }
