@@ -22,9 +22,10 @@ use strait::{Channel, ClientApp, Message, Received, ServerApp, Session, Trust};
 /// Address space of a client's memory, strait's and the bare socket's.
 const MEMORY: usize = 4 << 30;
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How many of one kind follow each other, and how many before those that count.
-const BLOCK: usize = 50;
-const WARM_UP: usize = 5;
+/// Between two turns.
+const BREATHER: Duration = Duration::from_millis(1);
+/// Rounds before those that count.
+const WARM_UP: usize = 20;
 
 pub(crate) fn run(options: &Opening) -> anyhow::Result<ExitCode> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -155,26 +156,35 @@ fn open(options: &Opening, dir: &Path) -> anyhow::Result<()> {
     let (_first, _channel) = meet(&app, &server, "hold")?;
     let memory = memory()?;
     let mut samples = [const { Vec::new() }; 4];
-    // They take turns in blocks, because what a machine can do changes from minute to minute, and a single one among others
-    // would pay for what those leave to be done.
-    for block in 0..options.rounds.div_ceil(BLOCK) {
+    // They take turns, because what a machine can do changes from minute to minute.
+    for round in 0..options.rounds + WARM_UP {
         let mut turn = |kind: usize, what: &mut dyn FnMut() -> anyhow::Result<()>| -> anyhow::Result<()> {
-            for round in 0..BLOCK + WARM_UP {
-                let start = Instant::now();
-                what()?;
-                if round >= WARM_UP && block * BLOCK + round < options.rounds + WARM_UP {
-                    samples[kind].push(start.elapsed());
-                }
+            // What the turn before has left to do for both processes is not to be this one's to wait for.
+            std::thread::sleep(BREATHER);
+            let start = Instant::now();
+            what()?;
+            let took = start.elapsed();
+            if round >= WARM_UP {
+                samples[kind].push(took);
             }
             Ok(())
         };
         turn(0, &mut || meet_bare(dir, memory.as_raw_fd()))?;
         turn(1, &mut || meet_bare(dir, self::memory()?.as_raw_fd()))?;
-        turn(2, &mut || meet(&app, &server, "once").map(drop))?;
-        turn(3, &mut || meet(&client_app(), &server, "once").map(drop))?;
+        // Its end does not count: the bare socket's does, but is a close.
+        let mut met = None;
+        turn(2, &mut || {
+            met = Some(meet(&app, &server, "once")?);
+            Ok(())
+        })?;
+        drop(met.take());
+        turn(3, &mut || {
+            met = Some(meet(&client_app(), &server, "once")?);
+            Ok(())
+        })?;
+        drop(met);
     }
     let [before, each, further, first] = &mut samples;
-    // Each to its end: what it takes to close belongs to it.
     let floor = report("bare: connect, credentials, one memfd", before, None);
     let floor_each = report("bare, with a memfd made each time", each, None);
     report("a session, connect to first answer", further, Some(floor));

@@ -31,8 +31,9 @@ impl Stop {
         let told = stop.clone();
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             for signal in signals.forever() {
-                if told.0.signal.swap(signal, Ordering::AcqRel) != 0 {
-                    // The second time, it is meant.
+                let again = told.0.signal.swap(signal, Ordering::AcqRel) != 0;
+                // Whoever types it a second time means it. SIGTERM may come as often as a dying parent has threads.
+                if again && signal == SIGINT {
                     std::process::exit(128 + signal);
                 }
                 told.0.wake.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(|wake| wake());

@@ -9,14 +9,12 @@ use crate::shm::block::{Frozen, Segments};
 use crate::shm::handle::Handle;
 use crate::shm::loans::{LoanQuota, Loans};
 use crate::shm::view::{Borrowed, Home, View};
-use crate::sys::fork;
 use crate::sys::memfd::Writable;
 use crate::sys::memory::Backing;
 use crate::sys::words::shared;
 use crate::transport::control::{Control, FRAME};
 use crate::transport::descriptor::Descriptor;
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// The bytes as words, the last one padded.
@@ -102,15 +100,7 @@ impl Both {
     fn new() -> Self {
         let options = Options { bytes: BYTES, quota: BYTES, writable: Writable::ByOwner, backing: Backing::Memfd };
         let arena = Arena::create(options).expect("an arena");
-        let fd = arena
-            .read_only_fd()
-            .expect("a descriptor")
-            .expect("a memfd has one")
-            .as_fd()
-            .try_clone_to_owned()
-            .expect("another");
-        // Kept first: the lock that `making` holds is wanted again when the descriptor goes.
-        let fd = fork::making().keep(fd);
+        let fd = arena.read_only_fd().expect("a descriptor").expect("a memfd has one");
         let view = View::map(fd, arena.id(), BYTES as u64, BYTES as u64).expect("a view");
         Self { arena, view }
     }

@@ -183,7 +183,7 @@ impl ServerApp {
     }
 }
 
-type Prepared = (crate::shm::arena::Arena, Opened, [u8; FRAME], Option<Arc<crate::sys::fork::NoForkFd>>);
+type Prepared = (crate::shm::arena::Arena, Opened, [u8; FRAME], Option<crate::sys::fork::NoForkFd>);
 
 fn meeting(admission: Admission) -> Meeting {
     match admission {

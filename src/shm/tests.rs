@@ -10,7 +10,6 @@ use crate::sys::memfd::{BadMemory, Writable};
 use crate::sys::memory::Backing;
 use crate::sys::misbehaved::PeerMisbehaved;
 use parking_lot::Mutex;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 const MIB: usize = 1 << 20;
@@ -30,12 +29,6 @@ fn message(arena: &Arena, segments: &[u32]) -> Arc<Frozen> {
 
 fn loans(loans: usize, bytes: u64) -> Loans {
     Loans::new(LoanQuota { loans, bytes }, None)
-}
-
-/// What a peer receives.
-fn passed(arena: &Arena) -> fork::NoForkFd {
-    let passed = arena.read_only_fd().unwrap().unwrap().as_fd().try_clone_to_owned().unwrap();
-    fork::making().keep(passed)
 }
 
 #[test]
@@ -166,7 +159,7 @@ impl Home for Shelf {
 fn a_view_resolves_what_lies_inside_and_nothing_else() {
     let arena = arena(64 * MIB, 64 * MIB);
     let bytes = arena.capacity() as u64;
-    let view = View::map(passed(&arena), 7, bytes, bytes).unwrap();
+    let view = View::map(arena.read_only_fd().unwrap().unwrap(), 7, bytes, bytes).unwrap();
     let home = Arc::new(Shelf(view, Mutex::default()));
     let words = bytes / 8;
     let resolve = |arena, offset, len| {
@@ -198,7 +191,7 @@ fn a_borrower_reads_what_the_owner_wrote() {
     // SAFETY: the test is the block's only user; it plays the writer that the message no longer has.
     (0..4).for_each(|index| unsafe { start.add(index).write(index as u64 + 10) });
     let bytes = arena.capacity() as u64;
-    let view = View::map(passed(&arena), arena.id(), bytes, bytes).unwrap();
+    let view = View::map(arena.read_only_fd().unwrap().unwrap(), arena.id(), bytes, bytes).unwrap();
     let lent = loans(1, u64::MAX).lend(&message).unwrap();
     let borrowed = Borrowed::new(lent, Arc::new(Shelf(view, Mutex::default()))).unwrap();
     let mut copy = Vec::new();
@@ -210,7 +203,7 @@ fn a_borrower_reads_what_the_owner_wrote() {
 fn memory_that_is_not_as_announced_is_not_mapped() {
     let arena = arena(64 * MIB, 64 * MIB);
     let bytes = arena.capacity() as u64;
-    let map = |announced, limit| View::map(passed(&arena), 1, announced, limit).map(drop);
+    let map = |announced, limit| View::map(arena.read_only_fd().unwrap().unwrap(), 1, announced, limit).map(drop);
     assert!(map(bytes, bytes).is_ok());
     let found = |result: Result<(), ViewError>| match result {
         Err(ViewError::Bad(bad)) => bad,

@@ -7,11 +7,9 @@ use super::handle::Handle;
 use super::loans::{LoanQuota, Loans};
 use super::value::{Kind, START, ValueError, begin, digest, name};
 use super::view::{Borrowed, Home, View};
-use crate::sys::fork;
 use crate::sys::memfd::Writable;
 use crate::sys::memory::Backing;
 use std::io::Write;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
@@ -38,9 +36,7 @@ impl Home for Shelf {
 /// Lends a blob and borrows it, as the two sides of a session do.
 fn cross(arena: &Arena, blob: impl Into<Blob>, believed: bool) -> ReceivedBlob {
     let bytes = arena.capacity() as u64;
-    let passed = arena.read_only_fd().unwrap().unwrap().as_fd().try_clone_to_owned().unwrap();
-    let passed = fork::making().keep(passed);
-    let view = View::map(passed, arena.id(), bytes, bytes).unwrap();
+    let view = View::map(arena.read_only_fd().unwrap().unwrap(), arena.id(), bytes, bytes).unwrap();
     let mut segments = Segments::new(arena.clone());
     let piece = segments.add(1).unwrap();
     assert!(segments.used(piece.start, 1));
