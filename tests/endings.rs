@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Case::new("received_messages_outlive_everything", outlive),
         Case::new("a_channel_accepted_after_the_close_has_nothing", after_close),
         Case::new("close_wakes_a_sleeper", close_wakes),
+        Case::new("a_dropped_session_maps_nothing", maps_nothing),
         Case::new("what_was_sent_before_the_end_arrives", drains),
         Case::new("what_was_sent_with_returns_before_the_end_arrives", drains_with_returns),
     ];
@@ -53,6 +54,23 @@ fn outlive() {
         // Left by the dead.
         assert_eq!(common::census::files(place.path()), ["suite.lock", "suite.sock"]);
     }
+}
+
+/// Even if the other side still has a channel that was closed here.
+fn maps_nothing() {
+    with_server("in_place", |place, peer| {
+        let maps = || common::census::maps("self").len();
+        let session = connect(place, trust("in_place"));
+        let mut channel = open(&session);
+        let gate = greet(&channel, "gate");
+        channel.send(&gate).expect("send");
+        drop((gate, channel));
+        let before = maps();
+        drop(session);
+        assert_eq!(maps() + 1, before, "the server's arena");
+        peer.tell("open the gate");
+        peer.must_say("session: PeerClosed");
+    });
 }
 
 /// The state letter of a thread of this process.

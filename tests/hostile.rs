@@ -235,10 +235,18 @@ fn too_large() {
 
 fn slot_kinds() {
     let mut scene = Scene::new("snapshot");
-    for kind in (0..=255).filter(|kind| ![1, 2].contains(kind)) {
+    for kind in (0..=255).filter(|kind| !(1..=3).contains(kind)) {
         scene.breach("kind", PeerMisbehaved::UnknownSlotKind(kind), |raw| {
             let mut payload = raw.lane.compose("echo no");
             payload[0] = payload[0] & !0xFF | u64::from(kind);
+            raw.lane.put(payload);
+        });
+    }
+    // A message inside its slot: of no words, of more than fit, with blobs or descriptors beside it.
+    for (words, beside) in [(0, 0), (5, 0), (u16::MAX, 0), (1, 1 << 32), (1, 1 << 40)] {
+        scene.breach("inside", PeerMisbehaved::InsideLength(words), |raw| {
+            let mut payload = raw.lane.compose("echo no");
+            payload[0] = 3 | u64::from(words) << 16 | beside;
             raw.lane.put(payload);
         });
     }

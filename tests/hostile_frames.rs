@@ -46,7 +46,8 @@ fn control_frames() {
     for len in [1, 7, 8, 127, 129, 1024, 100_000] {
         scene.breach("length", frame("wrong length"), |raw| assert!(raw.socket.send(&vec![5; len], &[])));
     }
-    for kind in [0].into_iter().chain(8..=9).chain(14..=255).chain([256, 1 << 16 | 5, 5 << 24, u32::MAX]) {
+    for kind in [0].into_iter().chain(8..=9).chain(14..=16).chain(18..=255).chain([256, 1 << 16 | 5, 5 << 24, u32::MAX])
+    {
         scene.breach("kind", frame("unknown kind"), |raw| assert!(raw.socket.say(&Frame::control(kind, 0))));
     }
     for number in [2, 255, u32::MAX] {
@@ -108,9 +109,12 @@ fn channel_numbers() {
     }
     for number in [0, 2, 3, 17, u32::MAX] {
         bad(number, Frame::control(4, number));
+        bad(number, Frame::control(17, number));
         bad(number, Frame::control(12, number).u32(8, 1));
         bad(number, Frame::control(13, number));
     }
+    // Open.
+    bad(1, Frame::control(17, 1));
     // Said late of a channel that is gone, for all the receiver knows.
     let raw = scene.login();
     for number in [0, 2, 3, 17, u32::MAX] {
@@ -279,7 +283,7 @@ fn random_frames() {
         let raw = scene.login();
         let mut frame = match random.below(4) {
             0 => Frame::open(17, "main", schema(), area(1)),
-            1 => Frame::control(random.below(15) as u32, random.below(20) as u32),
+            1 => Frame::control(random.below(18) as u32, random.below(20) as u32),
             2 => Frame::control(random.next() as u32, random.next() as u32),
             _ => Frame((0..128).map(|_| random.next() as u8).collect()),
         };

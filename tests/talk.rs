@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 use strait::{
-    Channel, DrainError, Ended, ExpectError, Expected, Message, PeerMisbehaved, Receiver, RecvError, Replies,
-    RequestError, SendError, Sender, Session, Trust, Wait,
+    Channel, ChannelError, DrainError, Ended, ExpectError, Expected, Message, PeerMisbehaved, Receiver, RecvError,
+    Replies, RequestError, SendError, Sender, Session, Trust, Wait,
 };
 
 type Hello = hello::Owned;
@@ -41,6 +41,9 @@ fn main() -> ExitCode {
         Case::new("a_stream_cut_short_is_no_orderly_end", cut_short),
         Case::new("answers_come_without_a_receiver", no_receiver),
         Case::new("halves_are_dropped_in_any_order", any_order),
+        Case::new("halves_are_dropped_while_channels_are_opened", any_order_reopened),
+        Case::new("a_half_stays_until_the_other_side_has_left", halves_stay),
+        Case::new("what_was_filled_too_late_goes_home", too_late),
         Case::new("a_killed_peer_wakes_everyone", killed),
         Case::new("a_killed_peer_wakes_everyone_behind_a_backlog", killed_behind_backlog),
         Case::new("closing_wakes_everyone", closed),
@@ -475,10 +478,26 @@ fn no_receiver() {
     }
 }
 
+const ORDERS: usize = 120;
+
 fn any_order() {
+    any_order_of(|session| {
+        let mut channels: Vec<_> = (0..ORDERS).map(|_| open(session)).collect();
+        Box::new(move |_| channels.pop().expect("enough"))
+    });
+}
+
+fn any_order_reopened() {
+    any_order_of(|_| Box::new(open));
+}
+
+type Opener = Box<dyn FnMut(&Session) -> Channel<Hello>>;
+
+fn any_order_of(opener: fn(&Session) -> Opener) {
     with_host("in_place", Wait::Adaptive, |session, peer| {
-        for round in 0..120_usize {
-            let (sender, receiver) = session.open_channel::<Hello>("main", PATIENCE).expect("channel").split();
+        let mut opened = opener(session);
+        for round in 0..ORDERS {
+            let (sender, receiver) = opened(session).split();
             let parts: [Box<dyn FnOnce() + Send>; 5] = {
                 let other = sender.clone();
                 let expected = receiver.expect(ANSWER).expect("free");
@@ -790,6 +809,10 @@ fn forked() {
 
 /// A raw client, and the halves of its channel.
 fn with_raw(talk: impl FnOnce(&mut raw::Raw, Sender<Hello>, Receiver<Hello>)) {
+    with_raw_session(|raw, _, sender, receiver| talk(raw, sender, receiver));
+}
+
+fn with_raw_session(talk: impl FnOnce(&mut raw::Raw, &Session, Sender<Hello>, Receiver<Hello>)) {
     let place = Place::new();
     let app = place.server().slots(raw::SLOTS).allow(&strait::ClientApp::new("raw"), Trust::snapshot());
     let server = app.channel::<Hello>("main").bind().expect("bind");
@@ -798,9 +821,115 @@ fn with_raw(talk: impl FnOnce(&mut raw::Raw, Sender<Hello>, Receiver<Hello>)) {
     let session = server.accept().expect("accept");
     let mut raw = connecting.join().expect("thread");
     let (sender, receiver) = session.accept_channel().expect("channel").split();
-    talk(&mut raw, sender, receiver);
+    talk(&mut raw, &session, sender, receiver);
     drop((raw, session, server));
     place.must_be_empty();
+}
+
+/// The next frame that says how far the other side is with a channel, and which other frames came before it.
+fn left_or_closed(raw: &raw::Raw, number: u32) -> (u32, Vec<raw::Frame>) {
+    let mut others = Vec::new();
+    loop {
+        let (frame, _) = raw.socket.recv().expect("a frame");
+        match (frame.u32_at(0), frame.u32_at(4)) {
+            (kind @ (4 | 17), found) if found == number => return (kind, others),
+            _ => others.push(frame),
+        }
+    }
+}
+
+/// Opens channels from both sides; tells where the other side, in whatever thread, puts its halves.
+fn open_both(raw: &raw::Raw, session: &Session, numbers: impl Iterator<Item = u32>) -> Vec<raw::Area> {
+    let mut halves = Vec::new();
+    for number in numbers {
+        let half = raw::area(u64::from(number) % 16);
+        assert!(raw.socket.say(&raw::Frame::open(number, "main", raw::schema(), half)));
+        let asked = session.open_channel::<Hello>("main", Duration::ZERO);
+        assert_eq!(asked.map(drop), Err(ChannelError::TimedOut));
+        let (mut opened, mut wished) = (false, false);
+        while !(opened && wished) {
+            let (frame, _) = raw.socket.recv().expect("a frame");
+            match frame.u32_at(0) {
+                1 => wished = true,
+                2 => opened = true,
+                _ => continue,
+            }
+            halves.push(frame.area_at(if frame.u32_at(0) == 1 { 16 } else { 8 }));
+        }
+    }
+    halves
+}
+
+fn halves_stay() {
+    const CLOSED: u32 = 4;
+    const LEFT: u32 = 17;
+    let say = |raw: &raw::Raw, kind: u32| assert!(raw.socket.say(&raw::Frame::control(kind, 1)));
+    // The raw side closes first; second; second, when it does not know that yet.
+    for closes in [[CLOSED, 0], [0, LEFT], [0, CLOSED]] {
+        with_raw_session(|raw, session, sender, mut receiver| {
+            if closes[0] == CLOSED {
+                say(raw, CLOSED);
+                assert_eq!(cause(receiver.recv()), Ended::ChannelClosed);
+                // One of the two has everything, which ends the other.
+                drop((sender, receiver));
+                assert_eq!(left_or_closed(raw, 1).0, LEFT);
+            } else {
+                drop((sender, receiver));
+                assert_eq!(left_or_closed(raw, 1).0, CLOSED);
+            }
+            let half = raw.lane.their_half;
+            let others = open_both(raw, session, (17..33).step_by(2));
+            assert!(!others.contains(&half), "{half:?} is being emptied");
+            if closes[1] == CLOSED {
+                (0..2).for_each(|_| say(raw, CLOSED));
+                assert_eq!(left_or_closed(raw, 1).0, LEFT);
+                let others = open_both(raw, session, (33..41).step_by(2));
+                assert!(!others.contains(&half), "{half:?} is being emptied");
+            }
+            say(raw, LEFT);
+            if closes[1] == LEFT {
+                assert_eq!(left_or_closed(raw, 1).0, LEFT);
+            }
+            // Nobody looks at it any more.
+            let others = open_both(raw, session, (41..49).step_by(2));
+            assert!(others.contains(&half), "{half:?} is not among {others:?}");
+            // The number means nothing any more.
+            say(raw, LEFT);
+            raw.socket.must_end_with_goodbye(1);
+        });
+    }
+    // Nobody has left what the other side has not closed.
+    with_raw(|raw, _sender, mut receiver| {
+        say(raw, LEFT);
+        assert_eq!(cause(receiver.recv()), Ended::PeerMisbehaved(PeerMisbehaved::ChannelNumber(1)));
+        raw.socket.must_end_with_goodbye(1);
+    });
+}
+
+/// The raw side fills slots until it knows that the channel is closed; once it is told that the other side has left, its half
+/// is its own.
+fn too_late() {
+    with_raw(|raw, sender, receiver| {
+        drop((sender, receiver));
+        assert_eq!(left_or_closed(raw, 1).0, 4);
+        let late: Vec<_> = (0..raw::SLOTS).map(|_| raw.lane.compose("too late")).collect();
+        late.iter().for_each(|payload| raw.lane.put(*payload));
+        assert!(raw.socket.say(&raw::Frame::control(17, 1)));
+        let (kind, mut frames) = left_or_closed(raw, 1);
+        assert_eq!(kind, 17);
+        (0..raw.lane.half.slots.into()).for_each(|slot| raw.own.store(raw.lane.slot(slot) + 7, u64::MAX));
+        let mut home = Vec::new();
+        while home.len() < late.len() {
+            let frame = frames.pop().unwrap_or_else(|| raw.socket.recv().expect("a frame").0);
+            assert_eq!(frame.u32_at(0), 5);
+            let handles = (0..7).map(|index| [frame.u64_at(8 + 16 * index), frame.u64_at(16 + 16 * index)]);
+            home.extend(handles.filter(|handle| *handle != [0, 0]));
+        }
+        home.sort_unstable();
+        let mut lent: Vec<_> = late.iter().map(|payload| [payload[3], payload[4]]).collect();
+        lent.sort_unstable();
+        assert_eq!(home, lent);
+    });
 }
 
 fn hostile() {

@@ -384,10 +384,15 @@ impl Desk {
             }
             Some(Opening::GivenUp) => {
                 drop(state);
-                // Opened for nobody: closed at once.
-                match (answer, core.view()) {
-                    (Ok(area), Some(view)) => core.close_unused(number, view_area(&view, area)?),
-                    _ => core.forget_channel(number),
+                match answer {
+                    Err(_) => core.forget_channel(number),
+                    // Opened for nobody: closed at once. In a session that is over the peer may still look at this side's
+                    // half, which goes with all the rest.
+                    Ok(area) => {
+                        if let (None, Some(view)) = (core.ended(), core.view()) {
+                            core.close_unused(number, view_area(&view, area)?);
+                        }
+                    }
                 }
                 Ok(())
             }

@@ -38,8 +38,12 @@ pub(crate) enum Control {
         number: u32,
         refusal: Refusal,
     },
-    /// The sender fills and empties no more slots of this channel.
+    /// The sender fills no more slots of this channel.
     ChannelClosed {
+        number: u32,
+    },
+    /// Nor does it empty any: the receiver, which has closed the channel before, may do with its half what it likes.
+    ChannelLeft {
         number: u32,
     },
     /// Handles that found no slot to go home in; and, unless 0, the number of a channel in whose ring others lie, which
@@ -202,6 +206,9 @@ impl Control {
             Self::Finished { number } => {
                 out.u32(13).u32(*number);
             }
+            Self::ChannelLeft { number } => {
+                out.u32(17).u32(*number);
+            }
             Self::Descriptors(Parcel { number, message, count, lost }) => {
                 out.u32(7).u32(*number).u64(*message).u32(*count).u32(u32::from(*lost));
             }
@@ -261,6 +268,7 @@ impl Control {
             11 => Self::UnexpectedReplies { number, count: from.u64() },
             12 => Self::Cancel { number, id: from.u64() },
             13 => Self::Finished { number },
+            17 => Self::ChannelLeft { number },
             7 if number == 0 => Self::DescriptorsTaken { total: from.u64() },
             7 => {
                 let (message, count, lost) = (from.u64(), from.u32(), from.u32() != 0);
@@ -376,6 +384,7 @@ mod tests {
             Control::OpenChannel(Wish { metadata, ..plain }),
             Control::ChannelOpened { number: u32::MAX, area },
             Control::ChannelClosed { number: 9 },
+            Control::ChannelLeft { number: 11 },
             Control::Returns { look_at: 0, handles: vec![handle; RETURNS_PER_FRAME] },
             Control::Returns { look_at: u32::MAX, handles: vec![] },
             Control::Goodbye(Farewell::Closed),

@@ -82,7 +82,7 @@ impl Door {
     }
 
     pub(super) fn ring_later(&self, knock: Knock) {
-        // Taken by a tick, which follows the arming that follows this.
+        // Taken after a `Port::tick`, which the `Port::arm_for_flag` that follows this is ordered with.
         self.due.fetch_or(knock.bits(), Ordering::Relaxed);
     }
 

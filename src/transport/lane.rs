@@ -281,7 +281,9 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         if !self.port.core().is_forked() {
-            self.port.core().closed_here(self.port.number(), self.port.take_inbox());
+            if let Some(inbox) = self.port.take_inbox() {
+                self.port.core().closed_here(self.port.number(), inbox);
+            }
             self.port.leave_door();
         }
     }

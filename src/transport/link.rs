@@ -171,6 +171,7 @@ impl Core {
                 Ok(())
             }
             Control::ChannelClosed { number } => self.closed_there(number),
+            Control::ChannelLeft { number } => self.left_there(number),
             Control::Doorbell { number, knock } => {
                 self.rung(number, knock);
                 Ok(())

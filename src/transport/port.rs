@@ -303,7 +303,7 @@ impl Port {
     /// The socket was full: the peer is rung for later.
     pub(super) fn ring_later(&self, knock: Knock) {
         self.door.ring_later(knock);
-        self.arm();
+        self.arm_for_flag();
     }
 
     // What is said beside the ring.
@@ -343,16 +343,12 @@ impl Port {
     #[cold]
     pub(crate) fn unexpected_here(&self) {
         self.unexpected.fetch_add(1, Ordering::Relaxed);
-        // Partner: `tick`, after which the count is looked at. Swapped in any case: either the watcher's swap comes after
-        // and sees the count, or this one sees that the watcher has to be told.
-        if !self.armed.swap(true, Ordering::AcqRel) {
-            self.core().owes(self.number);
-        }
+        self.arm_for_flag();
     }
 
     /// How many answers were unexpected so far, if the peer does not know yet.
     pub(super) fn take_unexpected(&self) -> Option<u64> {
-        // Ordered by `tick` and `unexpected_here`; only the watcher writes `reported`.
+        // Ordered by `tick` and `arm_for_flag`; only the watcher writes `reported`.
         let count = self.unexpected.load(Ordering::Relaxed);
         (self.reported.swap(count, Ordering::Relaxed) != count).then_some(count)
     }
@@ -374,14 +370,27 @@ impl Port {
     }
 
     pub(super) fn returned_in_slots(&self) {
+        // Ordered by `arm_for_flag` and `tick`.
         self.in_slots.store(true, Ordering::Relaxed);
-        self.arm();
+        self.arm_for_flag();
+    }
+
+    /// As [`arm`](Self::arm), for what is in no lock: a flag, or a count, that was just set.
+    #[cold]
+    fn arm_for_flag(&self) {
+        // Partner: `tick`, after which all of these are looked at. Swapped in any case: either the watcher's swap comes
+        // later and sees what was set before this one, or this one comes later and sees that the watcher has to be told. A
+        // mere load might be from before the watcher's swap while the flag is set after the watcher has looked.
+        if !self.armed.swap(true, Ordering::AcqRel) {
+            self.core().owes(self.number);
+        }
     }
 
     /// Has the watcher look here at its next tick. A load if it does already.
     #[inline]
     fn arm(&self) {
-        // Partner: `tick`. The work this is about is under a lock, or in a flag, that `tick` looks at after disarming.
+        // Partner: `tick`. The work this is about is under a lock that `tick` takes after disarming: if it came too late for
+        // that, the lock orders this load after the disarming.
         if !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::AcqRel) {
             self.core().owes(self.number);
         }
@@ -390,7 +399,7 @@ impl Port {
     /// The watcher's look: takes what was owed at the last one already and is still. Tells whether anything is owed
     /// since, and has another look taken then.
     pub(super) fn tick(&self, into: &mut Vec<Handle>) -> bool {
-        // Partner: `arm`.
+        // Partners: `arm`, `arm_for_flag`.
         self.armed.swap(false, Ordering::AcqRel);
         let owing = self.take_stale(into);
         if owing {
@@ -401,6 +410,7 @@ impl Port {
 
     /// Whether handles were returned in slots since the last call.
     pub(super) fn take_returned_in_slots(&self) -> bool {
+        // Ordered by `tick` and `arm_for_flag`.
         self.in_slots.swap(false, Ordering::Relaxed)
     }
 

@@ -26,7 +26,10 @@ impl Outgoing {
             }
             Control::Cancel { number, .. } => self.freight.follow(*number, control.to_bytes(), false),
             Control::Finished { number } => self.freight.follow(*number, control.to_bytes(), false),
-            Control::ChannelClosed { number } => self.freight.follow(*number, control.to_bytes(), true),
+            // Who closes second says only that it has left.
+            Control::ChannelClosed { number } | Control::ChannelLeft { number } => {
+                self.freight.follow(*number, control.to_bytes(), true)
+            }
             Control::Goodbye(Farewell::Closed) => {
                 self.freight.settle();
                 self.goodbye = Some(control.to_bytes());

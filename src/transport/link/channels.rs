@@ -19,19 +19,32 @@ use crate::transport::port::Port;
 use crate::wait::Wait;
 use std::sync::{Arc, Weak};
 
-/// A channel as the link knows it. Its memory stays until neither side looks at it.
+/// A channel as the link knows it.
 pub(super) struct Entry {
+    /// This side's half, until both have left.
     area: Arc<OwnWords>,
     pub(super) port: Weak<Port>,
     pub(super) news: Arc<News>,
     /// The other side's half, while this side looks at it.
     pub(super) theirs: Weak<PeerWords>,
-    pub(super) closed_here: bool,
-    pub(super) closed_there: bool,
+    pub(super) here: Phase,
+    pub(super) there: Phase,
     /// Descriptors of messages that were not received yet.
     pub(super) arrivals: Arrivals<NoForkFd>,
     /// What was closed here, until the other side has filled its last slot.
     inbox: Option<Inbox>,
+}
+
+/// How far a side is with a channel. It closes when its application is done with it, and tells the other side. Until that
+/// has closed as well, it may have filled more slots, so they are emptied once more then; who has done that leaves and says
+/// so. Then the other side has its half to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Open,
+    /// Fills no more slots.
+    Closed,
+    /// Empties none either: does not look at the other side's half.
+    Left,
 }
 
 impl Entry {
@@ -41,11 +54,18 @@ impl Entry {
             port: Weak::new(),
             news: Arc::default(),
             theirs: Weak::new(),
-            closed_here: false,
-            closed_there: false,
+            here: Phase::Open,
+            there: Phase::Open,
             arrivals: Arrivals::default(),
             inbox: None,
         }
+    }
+
+    /// Whether the other side has emptied all that was filled here, as far as can be seen now.
+    fn is_emptied(&self) -> bool {
+        // Where both have closed, each empties the other's half by itself and may be done with its own.
+        self.here.min(self.there) > Phase::Open
+            || self.theirs.upgrade().is_none_or(|theirs| ring::is_emptied(&self.area, &theirs))
     }
 }
 
@@ -57,7 +77,7 @@ impl Core {
 
     /// This side's half of a channel that is open here.
     pub(super) fn area_of(&self, number: u32) -> Option<Arc<OwnWords>> {
-        self.channels.lock().get(&number).filter(|entry| !entry.closed_here).map(|entry| entry.area.clone())
+        self.channels.lock().get(&number).filter(|entry| entry.here == Phase::Open).map(|entry| entry.area.clone())
     }
 
     pub(super) fn port_of(&self, number: u32) -> Option<Arc<Port>> {
@@ -74,6 +94,7 @@ impl Core {
         Ok(())
     }
 
+    /// The peer has refused it, and never looked at this side's half.
     pub(crate) fn forget_channel(&self, number: u32) {
         let entry = self.channels.lock().remove(&number);
         drop(entry);
@@ -87,26 +108,35 @@ impl Core {
     pub(crate) fn is_drained(&self) -> bool {
         self.ports().iter().for_each(|port| port.collect());
         let channels = self.channels.lock();
-        // What nobody looks at any more was emptied when both sides had closed it.
-        let emptied =
-            |entry: &Entry| entry.theirs.upgrade().is_none_or(|theirs| ring::is_emptied(&entry.area, &theirs));
-        channels.values().all(emptied) && self.loans.outstanding().0 == 0
+        channels.values().all(Entry::is_emptied) && self.loans.outstanding().0 == 0
     }
 
+    /// The other side fills no more slots.
     pub(super) fn closed_there(&self, number: u32) -> Result<(), PeerMisbehaved> {
         let mut channels = self.channels.lock();
         let entry = channels.get_mut(&number).ok_or(PeerMisbehaved::ChannelNumber(number))?;
-        entry.closed_there = true;
+        entry.there = entry.there.max(Phase::Closed);
         let port = entry.port.upgrade();
-        let gone = if entry.closed_here { channels.remove(&number) } else { None };
+        let inbox = entry.inbox.take();
         drop(channels);
         if let Some(port) = port {
             port.end(false);
             self.wake_passers();
         }
-        if let Some(inbox) = gone.and_then(|entry| entry.inbox) {
-            self.empty(inbox);
+        if let Some(inbox) = inbox {
+            self.leave(number, inbox);
         }
+        Ok(())
+    }
+
+    /// The other side has emptied this side's slots for the last time, all of them. Whoever closes second says only this.
+    pub(super) fn left_there(&self, number: u32) -> Result<(), PeerMisbehaved> {
+        let closed_here = self.channels.lock().get(&number).is_some_and(|entry| entry.here > Phase::Open);
+        if !closed_here {
+            return Err(PeerMisbehaved::ChannelNumber(number));
+        }
+        self.closed_there(number)?;
+        self.left(number, |entry| &mut entry.there);
         Ok(())
     }
 
@@ -158,29 +188,66 @@ impl Core {
     pub(crate) fn close_unused(&self, number: u32, theirs: Arc<PeerWords>) {
         let own = self.channels.lock().get(&number).map(|entry| entry.area.clone());
         if let Some(own) = own {
-            self.closed_here(number, Some(Inbox::new(own, theirs, self.fence(), Wait::Park)));
+            self.closed_here(number, Inbox::new(own, theirs, self.fence(), Wait::Park));
         }
     }
 
-    /// This side neither fills nor empties slots of the channel any more.
-    pub(in crate::transport) fn closed_here(&self, number: u32, inbox: Option<Inbox>) {
+    /// This side's application is done with the channel.
+    pub(in crate::transport) fn closed_here(&self, number: u32, inbox: Inbox) {
         // Emptied now, and once more when the other side has closed as well.
-        let inbox = inbox.and_then(|inbox| self.empty(inbox));
+        let inbox = self.empty(inbox);
         let mut channels = self.channels.lock();
         let Some(entry) = channels.get_mut(&number) else { return };
-        entry.closed_here = true;
-        entry.inbox = inbox;
+        entry.here = Phase::Closed;
+        let open_there = entry.there == Phase::Open;
         let unwanted = entry.arrivals.take_all();
-        let gone = if entry.closed_there { channels.remove(&number) } else { None };
         drop(channels);
-        if let Some(inbox) = gone.and_then(|entry| entry.inbox) {
-            self.empty(inbox);
-        }
         if self.mirror.is_some() {
             self.copied.lock().retain(|_, known| *known != number);
         }
         self.took(unwanted.iter().map(Passed::sent).sum());
-        self.send(&Control::ChannelClosed { number });
+        if open_there {
+            self.send(&Control::ChannelClosed { number });
+        }
+        // Or the peer was cut off.
+        let Some(inbox) = inbox else { return };
+        // Only now, so that nobody says that this side has left before it was said to have closed.
+        let mut channels = self.channels.lock();
+        match channels.get_mut(&number) {
+            Some(entry) if entry.there == Phase::Open => entry.inbox = Some(inbox),
+            _ => {
+                drop(channels);
+                self.leave(number, inbox);
+            }
+        }
+    }
+
+    /// Both have filled their last slots: empties the other side's for the last time.
+    fn leave(&self, number: u32, inbox: Inbox) {
+        drop(self.empty(inbox));
+        self.send(&Control::ChannelLeft { number });
+        self.left(number, |entry| &mut entry.here);
+    }
+
+    /// One side has left. Once both have, the channel is over, and counts no longer in either.
+    fn left(&self, number: u32, side: fn(&mut Entry) -> &mut Phase) {
+        let mut channels = self.channels.lock();
+        let Some(entry) = channels.get_mut(&number) else { return };
+        *side(entry) = Phase::Left;
+        let over = entry.here.min(entry.there) == Phase::Left;
+        let entry = if over { channels.remove(&number) } else { None };
+        // What it frees takes its time: not under the lock.
+        drop(channels);
+        drop(entry);
+    }
+
+    /// This side has no users any more, and has said its last word: what is left in closed channels the peer takes back by
+    /// itself.
+    pub(super) fn abandon_inboxes(&self) {
+        let mut channels = self.channels.lock();
+        let inboxes: Vec<_> = channels.values_mut().filter_map(|entry| entry.inbox.take()).collect();
+        drop(channels);
+        drop(inboxes);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What users of a session hold of its link: while one does, the peer's memory may be read here.
 
-use super::channels::Entry;
+use super::channels::{Entry, Phase};
 use super::keeping::{Keeper, Keeping};
 use super::passing::Passing;
 use super::{Clerk, Core, LinkParts, leaves_nothing};
@@ -86,7 +86,7 @@ impl Link {
         let closed_there = channels.get_mut(&number).is_some_and(|entry| {
             entry.port = Arc::downgrade(&port);
             entry.theirs = theirs.clone();
-            entry.closed_there
+            entry.there > Phase::Open
         });
         drop(channels);
         if self.core().mirror.is_some()
@@ -127,6 +127,7 @@ impl Drop for Hold {
         // until it says the same, or dies; whoever keeps the link sees to that.
         self.core.close();
         self.core.discard_arrivals();
+        self.core.abandon_inboxes();
         self.core.clerk.on_unused();
         self.core.linger();
     }

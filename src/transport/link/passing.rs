@@ -1,6 +1,7 @@
 //! Descriptors of messages: ahead of their messages through the socket, and kept until those are received. The rules are
 //! in [`passage`](crate::transport::passage).
 
+use super::channels::Phase;
 use super::outgoing::Outbound;
 use super::{Core, leaves_nothing};
 use crate::sys::fork::NoForkFd;
@@ -87,9 +88,9 @@ impl Core {
             tracing::warn!(peer = self.peer_name(), number, message, sent, "descriptors of a message lost");
         }
         let mut channels = self.channels.lock();
-        let entry = channels.get_mut(&number).filter(|entry| !entry.closed_there);
+        let entry = channels.get_mut(&number).filter(|entry| entry.there == Phase::Open);
         let entry = entry.ok_or(PeerMisbehaved::ChannelNumber(number))?;
-        if entry.closed_here || self.ended().is_some_and(leaves_nothing) {
+        if entry.here > Phase::Open || self.ended().is_some_and(leaves_nothing) {
             // Nobody will receive the message.
             drop(channels);
             self.took(count);
