@@ -81,8 +81,8 @@ impl ClientApp {
         // A server would have refused.
         backing_suits(self.options.backing, terms.backing, self.trust)
             .map_err(|_| PeerMisbehaved::Frame("welcome with other memory"))?;
-        let missing = PeerMisbehaved::Frame("welcome without memory, or with too much of it");
-        let view = terms.view(fd, peer.uid, self.options.peer_arena_max)?.ok_or(missing)?;
+        let other = if fd.is_none() { "welcome without memory" } else { "welcome with memory" };
+        let view = terms.view(fd, peer.uid, self.options.peer_arena_max)?.ok_or(PeerMisbehaved::Frame(other))?;
         let mut opened = Opened::default();
         for ((number, (own, _)), (at, (spec, _))) in
             Side::Client.login_numbers().zip(halves).zip(theirs.into_iter().zip(hello.channels))

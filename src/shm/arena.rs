@@ -77,6 +77,9 @@ struct Owned {
     /// As `id`, and what thread caches know it by.
     serial: u64,
     memory: Arc<Memory>,
+    /// Where it lies in this process, and how many bytes of it: at hand for every block.
+    base: usize,
+    len: usize,
     hooks: &'static Hooks,
     index: u32,
     tcaches: Arc<Tcaches>,
@@ -99,7 +102,9 @@ impl Arena {
         // The index first, with default hooks: created with ours, jemalloc would keep its records in shared memory.
         let index: u32 = mallctl::read("arenas.create").map_err(io::Error::from)?;
         let hooks = Hooks::new(&memory, options.quota, punches);
-        let owned = Owned { id, serial, memory, hooks, index, tcaches: Arc::default(), fork: fork::generation() };
+        let (base, len) = (memory.base().addr().get(), memory.len());
+        let owned =
+            Owned { id, serial, memory, base, len, hooks, index, tcaches: Arc::default(), fork: fork::generation() };
         let set = |leaf: &str| format!("arena.{index}.{leaf}");
         mallctl::write(&set("extent_hooks"), hooks.table())?;
         mallctl::write(&set("muzzy_decay_ms"), 0isize)?;
@@ -109,7 +114,7 @@ impl Arena {
         }
         // Pieces of different growth steps never merge: small steps keep a small arena whole. Refused (ENOENT) where
         // the application told jemalloc not to retain.
-        match mallctl::write(&set("retain_grow_limit"), (owned.memory.len() / 16).max(GROW)) {
+        match mallctl::write(&set("retain_grow_limit"), (owned.len / 16).max(GROW)) {
             Ok(()) | Err(Errno::ENOENT) => Ok(Self(Arc::new(owned))),
             Err(errno) => Err(errno.into()),
         }
@@ -140,7 +145,7 @@ impl Arena {
         let full = AllocError::Full { bytes };
         let size = bytes.max(WORD).checked_next_multiple_of(WORD).ok_or(full)?;
         // jemalloc would walk its size classes past the end of what can exist.
-        if size > owned.memory.len() {
+        if size > owned.len {
             return Err(full);
         }
         let tcache = owned.tcaches.flag(owned.serial);
@@ -148,8 +153,8 @@ impl Arena {
         // SAFETY: the size is not zero and the flags name an arena and a cache that live as long as `self`.
         let start = NonNull::new(unsafe { jemalloc::mallocx(size, flags) }.cast::<u8>()).ok_or(full)?;
         // Memory from anywhere else must never be lent.
-        let offset = start.addr().get().wrapping_sub(owned.memory.base().addr().get());
-        if offset >= owned.memory.len() {
+        let offset = start.addr().get().wrapping_sub(owned.base);
+        if offset >= owned.len {
             tracing::error!("jemalloc served arena {} from outside its memory", owned.id);
             // SAFETY: allocated just now with the same cache.
             unsafe { jemalloc::dallocx(start.as_ptr().cast(), tcache) };
@@ -174,7 +179,7 @@ impl Arena {
     /// The word at which a piece of this arena begins.
     #[inline]
     pub(super) fn offset_of(&self, piece: Piece) -> u64 {
-        let bytes = piece.start.addr().get() - self.0.memory.base().addr().get();
+        let bytes = piece.start.addr().get() - self.0.base;
         (bytes / WORD) as u64
     }
 
@@ -185,7 +190,7 @@ impl Arena {
 
     /// The word at which an area cut from this arena begins.
     pub(crate) fn offset_of_words(&self, words: &OwnWords) -> u64 {
-        ((words.address() - self.0.memory.base().addr().get()) / WORD) as u64
+        ((words.address() - self.0.base) / WORD) as u64
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -195,7 +200,7 @@ impl Arena {
     /// Its address space in bytes: how large a message can ever get.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.0.memory.len()
+        self.0.len
     }
 
     /// What a peer is to be given to map; `None` where no descriptor is passed.
