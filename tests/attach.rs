@@ -16,7 +16,7 @@ use hello_capnp::hello;
 use keeper::{fill, keeper};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::process::ExitCode;
-use strait::{AllocError, Arena, Blob, Channel, ClientApp, FreezeError, LoanQuota, SendError, Session, Trust};
+use strait::{AllocError, Arena, Backing, Blob, Channel, ClientApp, FreezeError, LoanQuota, SendError, Session, Trust};
 
 fn main() -> ExitCode {
     let cases = [
@@ -31,13 +31,16 @@ fn main() -> ExitCode {
         Case::new("a_blob_beyond_what_capnp_can_hold", huge),
         Case::new("more_blobs_than_a_message_takes", too_many),
         Case::new("blobs_count_against_the_quota", quota),
-        Case::new("descriptors_of_every_kind", passing::every_kind),
-        Case::new("descriptors_stay_with_their_messages", passing::stay_with),
+        Case::new("descriptors_of_every_kind", || passing::every_kind(Backing::Memfd)),
+        Case::new("descriptors_of_every_kind_beside_what_is_carried", || passing::every_kind(Backing::Heap)),
+        Case::new("descriptors_stay_with_their_messages", || passing::stay_with(Backing::Memfd)),
+        Case::new("descriptors_stay_with_messages_that_are_carried", || passing::stay_with(Backing::Heap)),
         Case::new("descriptors_with_answers", passing::with_answers),
         Case::new("a_message_sent_again_sends_its_descriptors_again", passing::sent_again),
         Case::new("descriptors_from_many_threads", passing::split),
         Case::new("more_descriptors_than_a_message_takes", passing::too_many),
-        Case::new("more_descriptors_than_may_be_under_way", passing::window),
+        Case::new("more_descriptors_than_may_be_under_way", || passing::window(Backing::Memfd)),
+        Case::new("more_descriptors_than_may_be_under_way_where_all_is_carried", || passing::window(Backing::Heap)),
         Case::new("a_wait_for_descriptors_to_be_taken_ends", passing::window_ends),
         Case::new("descriptors_nobody_receives", passing::unread),
         Case::new("descriptors_under_way_to_a_peer_that_is_killed", passing::killed),
@@ -57,8 +60,12 @@ fn main() -> ExitCode {
 
 /// A case against a keeper that believes its clients so far; `talk` must leave no session.
 fn with_keeper(believing: &str, talk: impl FnOnce(&Place, &mut Peer)) {
+    with_keeper_over(Backing::Memfd, believing, talk);
+}
+
+fn with_keeper_over(backing: Backing, believing: &str, talk: impl FnOnce(&Place, &mut Peer)) {
     let place = Place::new();
-    let mut peer = Peer::start("keeper", &[place.text(), believing]);
+    let mut peer = Peer::start("keeper", &[place.text(), believing, &format!("{backing:?}")]);
     peer.must_say("ready");
     talk(&place, &mut peer);
     peer.tell("stop");

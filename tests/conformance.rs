@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         channels_are_opened_later
         channels_are_offered_with_metadata
         one_direction_ends_before_the_other
+        small_messages_travel_inside_their_slots
         blobs_and_native_values
         counters_count_in_shared_memory
         killed_apps_leave_nothing
@@ -103,8 +104,11 @@ fn connect(place: &Place, backing: Backing) -> Session {
     client_app(backing).channel::<hello::Owned>("main").connect(&place.server()).expect("connect")
 }
 
+/// The third argument: up to how many bytes its messages travel in their slots.
 fn obliging_server(args: &[String]) {
-    obliging::run_app(server_app(&args[0], backing(&args[1])).channel::<hello::Owned>("main"), |_| {});
+    let inline = args.get(2).map_or(0, |bytes| bytes.parse().expect("a number"));
+    let app = server_app(&args[0], backing(&args[1])).inline_max(inline);
+    obliging::run_app(app.channel::<hello::Owned>("main"), |_| {});
 }
 
 fn start_server(place: &Place, backing: Backing) -> Peer {
@@ -521,6 +525,37 @@ fn channels_are_offered_with_metadata(backing: Backing) {
         assert_eq!(words(&channel.recv_timeout(PATIENCE).expect("recv")), "of the client and 0 more");
         accept_back(&session);
     });
+}
+
+/// Between others, and in order.
+fn small_messages_travel_inside_their_slots(backing: Backing) {
+    let place = Place::new();
+    let mut peer = Peer::start("obliging", &[place.text(), word(backing), "32"]);
+    peer.must_say("ready");
+    let app = client_app(backing).inline_max(32).channel::<hello::Owned>("main");
+    let session = app.connect(&place.server()).expect("connect");
+    let mut channel = open(&session);
+    for round in 0..100 {
+        assert_eq!(ask(&mut channel, &format!("echo {round}")), round.to_string());
+        let long = "long".repeat(round + 10);
+        assert_eq!(ask(&mut channel, &format!("echo {long}")), long);
+    }
+    eventually("all is home", || (session.on_loan() == (0, 0)).then_some(()));
+    // Nothing is lent, whether it has been received or not.
+    for _ in 0..SLOTS {
+        channel.send_timeout(&greet(&channel, "note"), PATIENCE).expect("send");
+        assert_eq!(session.on_loan(), (0, 0));
+    }
+    assert_eq!(ask(&mut channel, "heard"), (200 + u64::from(SLOTS) + 1).to_string());
+    channel.send(&greet(&channel, "burst 500")).expect("send");
+    for index in 0..500 {
+        assert_eq!(words(&channel.recv_timeout(PATIENCE).expect("recv")), format!("burst {index}"));
+    }
+    assert_eq!(words(&channel.recv_timeout(PATIENCE).expect("recv")), "done");
+    drop((channel, session));
+    peer.tell("stop");
+    peer.finish();
+    place.must_be_empty();
 }
 
 fn one_direction_ends_before_the_other(backing: Backing) {

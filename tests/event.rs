@@ -22,13 +22,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use strait::event::{AddError, Event, EventLoop, LoopError, Readiness, RemoveError, Token};
-use strait::{AcceptError, Channel, Ended, RecvError, SendError, ServerApp, Session, Trust};
+use strait::{AcceptError, Backing, Channel, Ended, RecvError, SendError, ServerApp, Session, Trust};
 
 fn main() -> ExitCode {
     let cases = [
-        Case::new("clients_come_talk_and_go", clients),
+        Case::new("clients_come_talk_and_go", || clients(Backing::Memfd)),
+        Case::new("clients_that_share_nothing_come_talk_and_go", || clients(Backing::Heap)),
         Case::new("a_client_waits_in_a_loop", client_side),
-        Case::new("a_full_channel_tells_when_there_is_room", writable),
+        Case::new("a_full_channel_tells_when_there_is_room", || writable(Backing::Memfd)),
+        Case::new("a_full_channel_that_is_not_shared_tells_when_there_is_room", || writable(Backing::Heap)),
         Case::new("sessions_move_between_loop_and_watcher", moves),
         Case::new("a_loop_may_go_before_its_sessions", loop_goes_first),
         Case::new("death_is_told", death),
@@ -147,13 +149,19 @@ impl Answering {
     }
 }
 
+/// As it crosses a command line.
+fn backing(word: Option<&String>) -> Backing {
+    if word.is_some_and(|word| *word == format!("{:?}", Backing::Heap)) { Backing::Heap } else { Backing::Memfd }
+}
+
 /// So many sessions, each of which asks so often; then they go, each in its own way.
 fn talkers(args: &[String]) {
     let count = |text: &String| text.parse::<usize>().expect("a number");
     let (sessions, times) = (count(&args[1]), count(&args[2]));
     let mut talking: Vec<_> = (0..sessions)
         .map(|_| {
-            let session = client().channel::<hello::Owned>("main").connect(&server(&args[0])).expect("connect");
+            let app = client().backing(backing(args.get(3))).channel::<hello::Owned>("main");
+            let session = app.connect(&server(&args[0])).expect("connect");
             let channel = open(&session);
             (session, channel)
         })
@@ -183,11 +191,12 @@ fn talkers(args: &[String]) {
 const SESSIONS: usize = 60;
 const TIMES: usize = 40;
 
-fn clients() {
+fn clients(backing: Backing) {
     let place = Place::new();
-    let mut answering = Answering::new(place.server());
+    let mut answering = Answering::new(place.server().backing(backing));
     let threads = census::threads(std::process::id());
-    let mut peer = Peer::start("talkers", &[place.text(), &SESSIONS.to_string(), &TIMES.to_string()]);
+    let (sessions, times, backing) = (SESSIONS.to_string(), TIMES.to_string(), format!("{backing:?}"));
+    let mut peer = Peer::start("talkers", &[place.text(), &sessions, &times, &backing]);
     let waker = answering.events.waker();
     let peer = std::thread::spawn(move || {
         peer.must_say("done");
@@ -248,7 +257,8 @@ fn client_side() {
 
 /// Receives as many messages as it is told to.
 fn receiver(args: &[String]) {
-    let session = client().channel::<hello::Owned>("main").connect(&server(&args[0])).expect("connect");
+    let app = client().backing(backing(args.get(1))).channel::<hello::Owned>("main");
+    let session = app.connect(&server(&args[0])).expect("connect");
     let mut channel = open(&session);
     say("ready");
     let mut next = 0;
@@ -261,10 +271,10 @@ fn receiver(args: &[String]) {
     }
 }
 
-fn writable() {
+fn writable(backing: Backing) {
     let place = Place::new();
-    let mut answering = Answering::new(place.server().slots(4));
-    let mut peer = Peer::start("receiver", &[place.text()]);
+    let mut answering = Answering::new(place.server().backing(backing).slots(4));
+    let mut peer = Peer::start("receiver", &[place.text(), &format!("{backing:?}")]);
     while answering.channels.is_empty() {
         let event = next(&mut answering.events);
         assert!(answering.answer(event).is_none());

@@ -125,8 +125,12 @@ fn understood() {
     raw.send(&slot(1, &body));
     raw.send(&slot_of(2, &[], body.len() as u64));
     body.iter().for_each(|word| raw.send(&packet(15, 0, area(0).offset, &[*word])));
+    // Inside its slot.
+    let inside: [u64; 4] = body[..].try_into().expect("four words");
+    let [a, b, c, d] = inside;
+    raw.send(&packet(14, area(0).slots, area(0).offset, &[3 | 4 << 16, 3, 0, a, b, c, d, 0]));
     let mut answered = 0;
-    while answered < 2 {
+    while answered < 3 {
         let (answer, _) = raw.socket.recv().expect("an answer");
         if answer.u32_at(0) == 14 && answer.u32_at(16) & 0xFF == 1 {
             answered += 1;
@@ -172,8 +176,13 @@ fn breaches() {
     breach(frame("impossible ring"), &[packet(16, 3, ring, &[0])]);
     breach(frame("wrong length"), &[packet(16, slots, ring, &[])]);
     breach(frame("wrong length"), &[vec![5; 129]]);
-    breach(frame("unknown kind"), &[Frame::control(17, 0).0]);
+    breach(frame("unknown kind"), &[Frame::control(18, 0).0]);
     breach(PeerMisbehaved::UnknownSlotKind(99), &[packet(14, slots, ring, &[99, 1, 0, 0, 0, 0, 0, 0])]);
+    breach(PeerMisbehaved::InsideLength(5), &[packet(14, slots, ring, &[3 | 5 << 16, 1, 0, 0, 0, 0, 0, 0])]);
+    breach(
+        frame("words for a slot that names none"),
+        &[packet(14, slots, ring, &[3 | 1 << 16, 1, 0, 0, 0, 0, 0, 1, 0])],
+    );
     breach(PeerMisbehaved::NoHandle, &[packet(14, slots, ring, &[1 | 1 << 16, 1, 0, 0, 0, 0, 0, 0])]);
     breach(PeerMisbehaved::MessageId { found: 3, expected: 1 }, &[slot(3, &body)]);
     let [low, high] = handle(ARENA, 1 << 12, 1, 9);

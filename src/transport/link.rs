@@ -27,6 +27,7 @@ use crate::sys::fork;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::seqpacket::{Credentials, Packet, SeqPacket};
 use crate::sys::words::OwnWords;
+use carry::Copied;
 use channels::Entry;
 use keeping::Keeping;
 use nix::errno::Errno;
@@ -98,8 +99,8 @@ pub(crate) struct Core {
     reading: Mutex<()>,
     /// Where nothing is shared: what stands in for the peer's arena, for as long as there are users.
     mirror: Option<Weak<Mirror>>,
-    /// Then, numbers of channels by where the copies of the other side's areas lie.
-    copied: Mutex<HashMap<usize, u32>>,
+    /// Then, channels by where the copies of the other side's areas lie.
+    copied: Mutex<HashMap<usize, Copied>>,
 }
 
 const FRAMES_PER_TURN: usize = 64;

@@ -14,6 +14,8 @@ mod notify;
 mod patience;
 
 pub(crate) use deadline::Deadline;
+#[cfg(not(strait_loom))]
+pub(crate) use notify::waits_at_door;
 pub(crate) use notify::{Notifier, Roused, Sleeper};
 pub(crate) use patience::Patience;
 pub use patience::Wait;

@@ -180,6 +180,20 @@ impl Notifier {
     }
 }
 
+/// For whoever publishes in the other side's place, to be called after that: whether this side's end of this line waits
+/// for the doorbell and was not told since.
+#[cfg(not(strait_loom))]
+pub(crate) fn waits_at_door(own: &OwnWords, line: usize, told: &mut u64) -> bool {
+    // Partner: `Sleeper::say`, whose look comes after its fence.
+    Fence::own_half();
+    let says = own.peek(line + SLEEPS);
+    let waits = says & HOW == AT_DOOR && says != *told;
+    if waits {
+        *told = says;
+    }
+    waits
+}
+
 #[cfg(not(strait_loom))]
 fn current_cpu() -> u64 {
     crate::sys::cpu::current()

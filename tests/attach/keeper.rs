@@ -8,7 +8,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Mutex;
-use strait::{AcceptError, Channel, ClientApp, DescriptorsLost, Received, ReceivedBlob, RecvError, SendError, Session};
+use strait::{
+    AcceptError, Backing, Channel, ClientApp, DescriptorsLost, Received, ReceivedBlob, RecvError, SendError, Session,
+};
 
 static FILLING: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
@@ -25,9 +27,11 @@ pub fn is_filled(bytes: &[u8], seed: usize) -> bool {
     bytes.iter().enumerate().all(|(at, &found)| found == byte(seed, at))
 }
 
-/// Arguments: where, and how far clients are believed. Runs until told `stop`.
+/// Arguments: where, how far clients are believed, and over what memory if not a memfd. Runs until told `stop`.
 pub fn keeper(args: &[String]) {
-    let app = server(&args[0]).channel::<hello::Owned>("main");
+    let heap = args.get(2).is_some_and(|word| *word == format!("{:?}", Backing::Heap));
+    let backing = if heap { Backing::Heap } else { Backing::Memfd };
+    let app = server(&args[0]).backing(backing).channel::<hello::Owned>("main");
     let app = app.allow(&client(), trust(&args[1])).allow(&ClientApp::new("other"), trust(&args[1]));
     let server = app.bind().expect("bind");
     let kept = Mutex::default();

@@ -1,7 +1,7 @@
 //! The cases about file descriptors. Whether one is still open anywhere is told by a pipe: its reader finds the end when
 //! no writer is left in any process.
 
-use super::{enter, with_keeper};
+use super::{enter, with_keeper, with_keeper_over};
 use crate::common::apps::{Place, ask, client, greet, open, words};
 use crate::common::peer::Peer;
 use crate::common::{PATIENCE, apps};
@@ -16,7 +16,7 @@ use std::io::{PipeReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
-use strait::{Channel, FreezeError, Message, RequestError, SendError};
+use strait::{Backing, Channel, FreezeError, Message, RequestError, SendError};
 
 fn message(
     channel: &Channel<hello::Owned>,
@@ -52,9 +52,9 @@ fn must_end(mut reader: PipeReader) -> String {
     }
 }
 
-pub fn every_kind() {
-    with_keeper("snapshot", |place, _| {
-        let (session, mut channel) = enter(place, client());
+pub fn every_kind(backing: Backing) {
+    with_keeper_over(backing, "snapshot", |place, _| {
+        let (session, mut channel) = enter(place, client().backing(backing));
         let mut file = tempfile::tempfile_in("/tmp").expect("file");
         write!(file, "a file").and_then(|()| std::io::Seek::rewind(&mut file)).expect("file");
         let memfd = nix::sys::memfd::memfd_create("passed", nix::sys::memfd::MFdFlags::empty()).expect("memfd");
@@ -88,9 +88,9 @@ pub fn every_kind() {
 }
 
 /// Messages with and without, on two channels at once.
-pub fn stay_with() {
-    with_keeper("in_place", |place, _| {
-        let (session, first) = enter(place, client());
+pub fn stay_with(backing: Backing) {
+    with_keeper_over(backing, "in_place", |place, _| {
+        let (session, first) = enter(place, client().backing(backing));
         let ask_many = |mut channel: Channel<hello::Owned>, name: &str| {
             for round in 0..100 {
                 let count = round % 4;
@@ -189,9 +189,9 @@ pub fn too_many() {
     });
 }
 
-pub fn window() {
-    with_keeper("snapshot", |place, peer| {
-        let (_session, mut channel) = enter(place, client());
+pub fn window(backing: Backing) {
+    with_keeper_over(backing, "snapshot", |place, peer| {
+        let (_session, mut channel) = enter(place, client().backing(backing));
         let question = greet(&channel, "flood 300");
         channel.send(&question).expect("room");
         // It has filled what there is while nothing was received here.

@@ -3,16 +3,40 @@
 
 use super::Core;
 use super::outgoing::Outgoing;
+use crate::ring::area;
 use crate::shm::loans::Loans;
 use crate::shm::mirror::Mirror;
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::words::OwnWords;
 use crate::transport::carriage;
-use crate::transport::control::{Control, Wish};
+use crate::transport::control::{Control, Knock, Wish};
 use crate::transport::ended::{Ended, Farewell};
 use crate::transport::watch;
+use crate::wait;
 use nix::errno::Errno;
 use std::cell::Cell;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
+
+/// A channel of which the other side's half is a copy.
+pub(super) struct Copied {
+    pub(super) number: u32,
+    own: Arc<OwnWords>,
+    /// The last waits at the door of this side's receiver and sender that ended.
+    told: [u64; 2],
+}
+
+impl Copied {
+    pub(super) fn new(number: u32, own: Arc<OwnWords>) -> Self {
+        Self { number, own, told: [0; 2] }
+    }
+
+    /// The channel's number, if somebody of this side waits for just that.
+    fn at_door(&mut self, knock: Knock) -> Option<u32> {
+        let [receiver, sender] = &mut self.told;
+        let (line, told) = if knock == Knock::FILLED { (area::RECEIVER, receiver) } else { (area::SENDER, sender) };
+        wait::waits_at_door(&self.own, line, told).then_some(self.number)
+    }
+}
 
 impl Outgoing {
     /// Has what ends something follow what is to be carried before it; false if it is to go like any other frame.
@@ -134,9 +158,9 @@ impl Core {
     /// Lays out what the other side has put into a ring, or said of this side's, and tells whoever waits for that at
     /// the door: the other side cannot see that there is somebody.
     pub(super) fn carried_here(&self, mirror: &Mirror, packet: &[u8]) -> Result<(), PeerMisbehaved> {
-        if let Some((area, knock)) = carriage::take_in(mirror, packet)?
-            && let Some(&number) = self.copied.lock().get(&area)
-        {
+        let Some((area, knock)) = carriage::take_in(mirror, packet)? else { return Ok(()) };
+        let waits = self.copied.lock().get_mut(&area).and_then(|copied| copied.at_door(knock));
+        if let Some(number) = waits {
             self.rung(number, knock);
         }
         Ok(())

@@ -203,7 +203,7 @@ impl Core {
         let unwanted = entry.arrivals.take_all();
         drop(channels);
         if self.mirror.is_some() {
-            self.copied.lock().retain(|_, known| *known != number);
+            self.copied.lock().retain(|_, known| known.number != number);
         }
         self.took(unwanted.iter().map(Passed::sent).sum());
         if open_there {

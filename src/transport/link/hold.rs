@@ -1,5 +1,6 @@
 //! What users of a session hold of its link: while one does, the peer's memory may be read here.
 
+use super::carry::Copied;
 use super::channels::{Entry, Phase};
 use super::keeping::{Keeper, Keeping};
 use super::passing::Passing;
@@ -90,9 +91,9 @@ impl Link {
         });
         drop(channels);
         if self.core().mirror.is_some()
-            && let Some(theirs) = theirs.upgrade()
+            && let (Some(theirs), Some(own)) = (theirs.upgrade(), self.core().area_of(number))
         {
-            self.core().copied.lock().insert(theirs.address(), number);
+            self.core().copied.lock().insert(theirs.address(), Copied::new(number, own));
         }
         // `end` sets the cause before it looks for ports, so one of the two sees the other.
         match self.core().ended() {
