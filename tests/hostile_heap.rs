@@ -172,7 +172,7 @@ fn breaches() {
     breach(frame("impossible ring"), &[packet(16, 3, ring, &[0])]);
     breach(frame("wrong length"), &[packet(16, slots, ring, &[])]);
     breach(frame("wrong length"), &[vec![5; 129]]);
-    breach(frame("unknown kind"), &[Frame::control(17, 0).0]);
+    breach(frame("unknown kind"), &[Frame::control(18, 0).0]);
     breach(PeerMisbehaved::UnknownSlotKind(99), &[packet(14, slots, ring, &[99, 1, 0, 0, 0, 0, 0, 0])]);
     breach(PeerMisbehaved::NoHandle, &[packet(14, slots, ring, &[1 | 1 << 16, 1, 0, 0, 0, 0, 0, 0])]);
     breach(PeerMisbehaved::MessageId { found: 3, expected: 1 }, &[slot(3, &body)]);
