@@ -2,6 +2,8 @@
 //! the channel is over. Received messages hold it, and through it the session's socket: an honest reader stays known
 //! to the lender for as long as it reads.
 
+mod owed;
+
 use super::control::{Control, Knock};
 use super::descriptor::Envelope;
 use super::door::{Door, Listener};
@@ -367,91 +369,6 @@ impl Port {
             return Passed::Lost(count);
         }
         self.core().take_passed(self.number, envelope.id(), count)
-    }
-
-    pub(super) fn returned_in_slots(&self) {
-        // Ordered by `arm_for_flag` and `tick`.
-        self.in_slots.store(true, Ordering::Relaxed);
-        self.arm_for_flag();
-    }
-
-    /// As [`arm`](Self::arm), for what is in no lock: a flag, or a count, that was just set.
-    #[cold]
-    fn arm_for_flag(&self) {
-        // Partner: `tick`, after which all of these are looked at. Swapped in any case: either the watcher's swap comes
-        // later and sees what was set before this one, or this one comes later and sees that the watcher has to be told. A
-        // mere load might be from before the watcher's swap while the flag is set after the watcher has looked.
-        if !self.armed.swap(true, Ordering::AcqRel) {
-            self.core().owes(self.number);
-        }
-    }
-
-    /// Has the watcher look here at its next tick. A load if it does already.
-    #[inline]
-    fn arm(&self) {
-        // Partner: `tick`. The work this is about is under a lock that `tick` takes after disarming: if it came too late for
-        // that, the lock orders this load after the disarming.
-        if !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::AcqRel) {
-            self.core().owes(self.number);
-        }
-    }
-
-    /// The watcher's look: takes what was owed at the last one already and is still. Tells whether anything is owed
-    /// since, and has another look taken then.
-    pub(super) fn tick(&self, into: &mut Vec<Handle>) -> bool {
-        // Partners: `arm`, `arm_for_flag`.
-        self.armed.swap(false, Ordering::AcqRel);
-        let owing = self.take_stale(into);
-        if owing {
-            self.arm();
-        }
-        owing
-    }
-
-    /// Whether handles were returned in slots since the last call.
-    pub(super) fn take_returned_in_slots(&self) -> bool {
-        // Ordered by `tick` and `arm_for_flag`.
-        self.in_slots.swap(false, Ordering::Relaxed)
-    }
-
-    /// A handle for the next slot that goes the peer's way.
-    #[inline]
-    pub(super) fn pop_owed(&self) -> Option<Handle> {
-        if self.owes() == 0 {
-            return None;
-        }
-        let mut owed = self.owed.lock();
-        owed.stale = owed.stale.saturating_sub(1);
-        let handle = owed.handles.pop_front();
-        self.count(&owed);
-        handle
-    }
-
-    pub(super) fn push_front_owed(&self, handle: Handle) {
-        let mut owed = self.owed.lock();
-        owed.handles.push_front(handle);
-        self.count(&owed);
-    }
-
-    /// How many handles are owed. Another thread's latest may be missing.
-    #[inline]
-    pub(super) fn owes(&self) -> usize {
-        // A number to act on sooner or later; the handles themselves are under the lock.
-        self.owes.load(Ordering::Relaxed)
-    }
-
-    fn count(&self, owed: &Owed) {
-        self.owes.store(owed.handles.len(), Ordering::Relaxed);
-    }
-
-    /// Takes what was owed at the last call already and is still; tells whether anything is owed since.
-    fn take_stale(&self, into: &mut Vec<Handle>) -> bool {
-        let mut owed = self.owed.lock();
-        let stale = owed.stale.min(owed.handles.len());
-        into.extend(owed.handles.drain(..stale));
-        owed.stale = owed.handles.len();
-        self.count(&owed);
-        owed.stale > 0
     }
 }
 
