@@ -2,7 +2,6 @@
 //! slots through shared memory; a [`Link`] is the session's socket with the two arenas, the loans and the news of death;
 //! the watcher reads sockets when the application does not. Knows no messages, schemas or log-in.
 
-pub(crate) mod awaiting;
 mod carriage;
 pub(crate) mod control;
 pub(crate) mod descriptor;

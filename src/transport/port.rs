@@ -362,13 +362,38 @@ impl Port {
     }
 
     #[cold]
-    pub(super) fn take_passed(&self, envelope: Envelope) -> Passed {
+    fn take_passed(&self, envelope: Envelope) -> Passed {
         let count = envelope.fds().into();
         // In a forked child they are dead, and the lock may have been held by a thread that is not here.
         if self.core().is_forked() {
             return Passed::Lost(count);
         }
         self.core().take_passed(self.number, envelope.id(), count)
+    }
+}
+
+/// Descriptors that wait for their message to be opened, and are closed if it never is. They count as under way.
+pub(crate) struct Awaiting {
+    port: Arc<Port>,
+    envelope: Envelope,
+}
+
+impl Awaiting {
+    #[cold]
+    pub(crate) fn new(port: Arc<Port>, envelope: Envelope) -> Self {
+        Self { port, envelope }
+    }
+
+    /// The message is opened.
+    pub(crate) fn take(&self) -> Passed {
+        self.port.take_passed(self.envelope)
+    }
+}
+
+impl Drop for Awaiting {
+    fn drop(&mut self) {
+        // None any more if the message was opened.
+        drop(self.port.take_passed(self.envelope));
     }
 }
 
