@@ -410,7 +410,7 @@ impl<T: Schema> Channel<T> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn envelope(&self, message: &Message<T>, purpose: Purpose) -> Result<Envelope, SendError> {
         if self.finished {
             return Err(SendError::Finished);

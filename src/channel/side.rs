@@ -99,7 +99,7 @@ impl<T: Schema> Side<T> {
     }
 
     /// Lends a message to the peer, or puts it inside if it is that small, and addresses it, all but its number.
-    #[inline]
+    #[inline(always)]
     pub(super) fn envelope(&self, message: &Message<T>, purpose: Purpose) -> Result<Envelope, SendError> {
         let core = self.port.core();
         let frozen = message.frozen();
@@ -148,7 +148,7 @@ impl<T: Schema> Side<T> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn borrow(&self, handle: Handle) -> Result<Borrowed, PeerMisbehaved> {
         Borrowed::new(handle, self.port.clone())
     }
@@ -167,7 +167,7 @@ impl<T: Schema> Side<T> {
     }
 
     /// Opens what has just come.
-    #[inline]
+    #[inline(always)]
     pub(super) fn open(&self, envelope: &Envelope) -> Result<Received<T>, Unopened> {
         match envelope.cargo() {
             Cargo::Lent(handle) => match self.borrow(handle) {
@@ -178,7 +178,7 @@ impl<T: Schema> Side<T> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn open_borrowed(
         &self,
         envelope: &Envelope,
@@ -198,7 +198,7 @@ impl<T: Schema> Side<T> {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn marks(&self, envelope: &Envelope) -> Marks {
         let (in_reply_to, is) = (envelope.in_reply_to().unwrap_or(0), |flag| envelope.flags() & flag != 0);
         let (asks, more) = (is(ASKS) && in_reply_to == 0, is(MORE) && in_reply_to != 0);

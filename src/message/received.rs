@@ -106,7 +106,7 @@ impl Shelf {
 
 impl<T: Schema> Received<T> {
     /// Checks where a message's segments lie, and copies them if the lender is not believed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn open(opening: Opening, trust: Trust, shelf: &Arc<Shelf>) -> Result<Self, OpenProblem> {
         let Opening { borrowed, segments, marks } = opening;
         let (segments, options) = match (segments, trust.copy_limit()) {

@@ -110,7 +110,7 @@ impl Lane {
 
     /// Sends a slot if there is room at once; a handle that is owed rides along. Descriptors of the message go ahead of
     /// it, through the socket.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_send(&mut self, envelope: Envelope, fds: Option<&Fds>) -> Result<bool, EndedError> {
         if !self.port.is_open() {
             return Err(self.port.error());
@@ -139,7 +139,7 @@ impl Lane {
     }
 
     /// Sends a slot, waiting for room until the deadline.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send(
         &mut self,
         envelope: Envelope,
@@ -213,7 +213,7 @@ impl Lane {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, descriptor: Descriptor) -> Result<bool, EndedError> {
         let Outbox { producer, receiver, wakes, .. } = &mut self.outbox;
         match producer.try_push(&descriptor.to_words()) {

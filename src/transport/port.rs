@@ -212,7 +212,7 @@ impl Port {
     }
 
     /// The next message, waiting until the deadline.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn receive(&self, deadline: &mut Deadline) -> Result<Envelope, NoMessage> {
         let found = self.with_inbox(|inbox| {
             let mut again = false;
@@ -244,7 +244,7 @@ impl Port {
         self.news.finished() && !self.is_over()
     }
 
-    #[inline]
+    #[inline(always)]
     fn settle(&self, found: Found) -> Result<Envelope, NoMessage> {
         match found {
             Found::Message(envelope) => Ok(envelope),
