@@ -3,13 +3,18 @@
 mod common;
 capnp::generated_code!(mod hello_capnp);
 
-use common::apps::{Place, SHORT, ask, client, greet, open, server};
+use common::apps::{Place, SHORT, ask, client, greet, open, server, words};
 use common::peer::{Peer, say};
 use common::{Case, PATIENCE, census, eventually, obliging};
 use hello_capnp::hello;
+use std::io::{PipeReader, Read};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use strait::{BindError, ChannelError, ClientApp, ConnectError, LoginError, QuotaExceeded, QuotaScope, SendError};
+use strait::{
+    BindError, Channel, ChannelError, ClientApp, ConnectError, DescriptorsLost, LoginError, QuotaExceeded, QuotaScope,
+    SendError,
+};
 use strait::{ServerApp, Session, Trust, UserQuota};
 
 fn main() -> ExitCode {
@@ -20,6 +25,7 @@ fn main() -> ExitCode {
         Case::new("a_users_sessions", sessions),
         Case::new("a_users_channels", channels),
         Case::new("a_users_loans", loans),
+        Case::new("a_users_descriptors", descriptors),
         Case::new("clients_come_again_once_there_is_a_server", retrying),
         Case::new("clients_come_again_after_a_server_died", reconnecting),
         Case::new("clients_do_not_come_again_for_nothing", hopeless),
@@ -226,6 +232,75 @@ fn loans() {
         drop(server);
         place.must_be_empty();
     }
+}
+
+/// Sends as many writing ends of a pipe, and waits until the other side's watcher has read of them. The message says how
+/// many they are.
+fn pass(session: &Session, channel: &mut Channel<hello::Owned>, count: usize) -> PipeReader {
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    let mut message = channel.create_msg();
+    message.init_root().set_greet(count.to_string());
+    for _ in 0..count {
+        message.attach_fd(writer.try_clone().expect("descriptor"));
+    }
+    channel.send(&message.freeze().expect("room")).expect("sent");
+    // Answered by the watcher, after what was sent before.
+    drop(open(session));
+    reader
+}
+
+fn received(channel: &mut Channel<hello::Owned>, count: usize) -> Result<Vec<OwnedFd>, DescriptorsLost> {
+    let mut received = channel.recv().expect("a message");
+    assert_eq!(words(&received), count.to_string());
+    received.take_fds()
+}
+
+/// What waits to be received counts, over all sessions of the user; what is more is closed, and the message arrives.
+fn descriptors() {
+    let place = Place::new();
+    let quota = UserQuota { descriptors: 3, ..UserQuota::default() };
+    let app = place.server().channel::<hello::Owned>("main").allow(&client(), Trust::snapshot()).user_quota(quota);
+    let server = app.bind().expect("bind");
+    std::thread::scope(|scope| {
+        let accepted = scope.spawn(|| [server.accept().expect("accept"), server.accept().expect("accept")]);
+        let [one, two] = [connect(&place), connect(&place)];
+        let sessions = accepted.join().expect("thread");
+        let [mut first, mut second] = [open(&one), open(&two)];
+        let [mut from_first, mut from_second] =
+            sessions.each_ref().map(|session| session.accept_channel::<hello::Owned>().expect("opened"));
+        let mut kept = pass(&one, &mut first, 2);
+        // Two more do not fit, whichever session they come by: nobody has them, though nobody has received anything.
+        for (session, channel) in [(&two, &mut second), (&one, &mut first)] {
+            assert_eq!(pass(session, channel, 2).read(&mut [0]).expect("a pipe"), 0);
+        }
+        // One does, and the fourth does not.
+        let fits = pass(&two, &mut second, 1);
+        assert_eq!(pass(&one, &mut first, 1).read(&mut [0]).expect("a pipe"), 0);
+        assert!(matches!(received(&mut from_second, 2), Err(DescriptorsLost { sent: 2 })));
+        assert_eq!(received(&mut from_second, 1).expect("it fits").len(), 1);
+        let had = received(&mut from_first, 2).expect("they fit");
+        assert!(matches!(received(&mut from_first, 2), Err(DescriptorsLost { sent: 2 })));
+        assert!(matches!(received(&mut from_first, 1), Err(DescriptorsLost { sent: 1 })));
+        // What was received counts no more, even while the application has it.
+        let all = pass(&two, &mut second, 3);
+        drop((had, fits));
+        assert_eq!(kept.read(&mut [0]).expect("a pipe"), 0);
+        // Nor does what will never be received.
+        drop((from_second, second, two));
+        drop(all);
+        eventually("room", || {
+            let _reader = pass(&one, &mut first, 3);
+            received(&mut from_first, 3).ok()
+        });
+        // Never more than the sender's window, however little of it got through.
+        for _ in 0..100 {
+            drop(pass(&one, &mut first, 64));
+            assert!(matches!(received(&mut from_first, 64), Err(DescriptorsLost { sent: 64 })));
+        }
+        assert_eq!(sessions[0].end(), None);
+    });
+    drop(server);
+    place.must_be_empty();
 }
 
 fn retrying() {

@@ -20,11 +20,16 @@ pub struct UserQuota {
     pub loans: usize,
     /// Bytes on loan; a message lent twice counts twice.
     pub bytes: u64,
+    /// File descriptors that are open in this process because they came with messages which were not received yet. A
+    /// message whose own would be more arrives without them ([`DescriptorsLost`](crate::DescriptorsLost)); they are
+    /// closed at once. Whatever the limit, 128 per session, which an honest sender waits for.
+    pub descriptors: usize,
 }
 
 impl Default for UserQuota {
     fn default() -> Self {
-        Self { sessions: usize::MAX, channels: usize::MAX, loans: usize::MAX, bytes: u64::MAX }
+        let most = usize::MAX;
+        Self { sessions: most, channels: most, loans: most, bytes: u64::MAX, descriptors: most }
     }
 }
 
@@ -37,9 +42,10 @@ pub(crate) struct Account {
     channels: AtomicUsize,
     loans: AtomicUsize,
     bytes: AtomicU64,
+    descriptors: AtomicUsize,
 }
 
-/// A session, or a channel, that counts until it is dropped.
+/// A session, a channel, or a descriptor, that counts until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Counted {
     account: Arc<Account>,
@@ -48,8 +54,8 @@ pub(crate) struct Counted {
 
 impl Account {
     pub(crate) fn new(quota: UserQuota) -> Self {
-        let (sessions, channels, loans) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { quota, sessions, channels, loans, bytes: AtomicU64::new(0) }
+        let [sessions, channels, loans, descriptors] = [const { AtomicUsize::new(0) }; 4];
+        Self { quota, sessions, channels, loans, bytes: AtomicU64::new(0), descriptors }
     }
 
     /// `None` if the user has as many sessions as it may.
@@ -60,6 +66,11 @@ impl Account {
     /// `None` if the user has as many channels as it may.
     pub(crate) fn channel(self: &Arc<Self>) -> Option<Counted> {
         self.count(|account| &account.channels, self.quota.channels)
+    }
+
+    /// `None` if the user has as many descriptors here as it may.
+    pub(crate) fn descriptor(self: &Arc<Self>) -> Option<Counted> {
+        self.count(|account| &account.descriptors, self.quota.descriptors)
     }
 
     fn count(self: &Arc<Self>, what: fn(&Self) -> &AtomicUsize, limit: usize) -> Option<Counted> {
@@ -108,7 +119,8 @@ mod tests {
 
     #[test]
     fn what_is_taken_is_counted_until_it_is_given_back() {
-        let account = Arc::new(Account::new(UserQuota { sessions: 2, channels: 1, loans: 2, bytes: 100 }));
+        let account =
+            Arc::new(Account::new(UserQuota { sessions: 2, channels: 1, loans: 2, bytes: 100, descriptors: 1 }));
         let (one, two) = (account.session().unwrap(), account.session().unwrap());
         assert!(account.session().is_none());
         drop(one);
@@ -119,6 +131,10 @@ mod tests {
         assert!(account.channel().is_none());
         drop((two, three, channel));
         assert!(account.channel().is_some());
+        let descriptor = account.descriptor().unwrap();
+        assert!(account.descriptor().is_none());
+        drop(descriptor);
+        assert!(account.descriptor().is_some());
         account.lend(60).unwrap();
         assert_eq!(account.lend(41), Err(QuotaExceeded { scope: QuotaScope::User, loans: 1, bytes: 60 }));
         account.lend(40).unwrap();

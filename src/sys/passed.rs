@@ -27,8 +27,9 @@ impl<D> Passed<D> {
     }
 }
 
-/// Descriptors were sent with the message and are not here: this process's table was full, or the sender died before
-/// they were on their way, or the kernel does not pass such a kind on. The message itself is whole.
+/// Descriptors were sent with the message and are not here: this process's table was full, or the sender's user has as
+/// many here as it may ([`UserQuota`](crate::UserQuota)), or the sender died before they were on their way, or the kernel
+/// does not pass such a kind on. The message itself is whole.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("{sent} descriptors were sent with the message and did not arrive")]
 pub struct DescriptorsLost {

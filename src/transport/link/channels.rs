@@ -2,12 +2,12 @@
 //! close. Knows numbers and areas, not names or schemas.
 
 use super::Core;
+use super::passing::Arrived;
 use crate::ring;
 use crate::shm::account::Account;
 use crate::shm::arena::{AllocError, Arena};
 use crate::shm::handle::WORD;
 use crate::shm::view::View;
-use crate::sys::fork::NoForkFd;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::passed::Passed;
 use crate::sys::words::{OwnWords, PeerWords};
@@ -30,7 +30,7 @@ pub(super) struct Entry {
     pub(super) here: Phase,
     pub(super) there: Phase,
     /// Descriptors of messages that were not received yet.
-    pub(super) arrivals: Arrivals<NoForkFd>,
+    pub(super) arrivals: Arrivals<Arrived>,
     /// What was closed here, until the other side has filled its last slot.
     inbox: Option<Inbox>,
 }

@@ -4,6 +4,7 @@
 use super::channels::Phase;
 use super::outgoing::Outbound;
 use super::{Core, leaves_nothing};
+use crate::shm::account::Counted;
 use crate::sys::fork::NoForkFd;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::passed::{Fds, Passed};
@@ -20,6 +21,13 @@ pub(super) struct Passing {
     /// The window has more room, or something is over.
     moved: Condvar,
     account: Mutex<Account>,
+}
+
+/// A descriptor of a message that was not received yet. Closed before it counts no more.
+pub(super) struct Arrived {
+    fd: NoForkFd,
+    /// For the peer's user, if that has a quota.
+    _counted: Option<Counted>,
 }
 
 impl Core {
@@ -81,7 +89,7 @@ impl Core {
         let count = count as usize;
         let passed = match (lost || truncated, fds.len()) {
             (true, _) => Passed::Lost(count),
-            (false, found) if found == count => Passed::Here(fds),
+            (false, found) if found == count => self.admit(fds),
             (false, found) => return Err(PeerMisbehaved::DescriptorCount { found, announced: count }),
         };
         if let Passed::Lost(sent) = passed {
@@ -106,6 +114,18 @@ impl Core {
         Ok(())
     }
 
+    /// All descriptors of a message, or none if the peer's user would have more here than it may.
+    fn admit(&self, fds: Vec<NoForkFd>) -> Passed<Arrived> {
+        let sent = fds.len();
+        let account = self.parts.account.as_ref().map(|(account, _)| account);
+        let admitted = fds.into_iter().map(|fd| match account {
+            None => Some(Arrived { fd, _counted: None }),
+            Some(account) => account.descriptor().map(|counted| Arrived { fd, _counted: Some(counted) }),
+        });
+        // Those that are admitted already go again with the one that is not.
+        admitted.collect::<Option<_>>().map_or(Passed::Lost(sent), Passed::Here)
+    }
+
     /// Whether the descriptors of a message have come.
     #[cold]
     pub(in crate::transport) fn are_here(
@@ -124,8 +144,12 @@ impl Core {
         if let Some(passed) = &passed {
             self.took(passed.sent());
         }
-        // The peer died before it had sent them.
-        passed.unwrap_or(Passed::Lost(count))
+        match passed {
+            Some(Passed::Here(arrived)) => Passed::Here(arrived.into_iter().map(|arrived| arrived.fd).collect()),
+            Some(Passed::Lost(sent)) => Passed::Lost(sent),
+            // The peer died before it had sent them.
+            None => Passed::Lost(count),
+        }
     }
 
     /// Nobody will receive anything any more.
