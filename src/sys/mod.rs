@@ -20,6 +20,7 @@ pub(crate) mod memfd;
 #[cfg(not(strait_loom))]
 pub(crate) mod memory;
 pub(crate) mod misbehaved;
+#[cfg(not(strait_loom))]
 pub(crate) mod named;
 #[cfg(not(strait_loom))]
 pub(crate) mod passed;
