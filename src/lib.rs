@@ -73,7 +73,7 @@ pub use self::{
     wait::Wait,
 };
 
-#[cfg(any(fuzzing, test))]
+#[cfg(all(any(fuzzing, test), not(strait_loom)))]
 #[doc(hidden)]
 pub use self::session::seams;
 #[cfg(all(feature = "rkyv", not(strait_loom)))]
