@@ -207,7 +207,7 @@ impl EventLoop {
             seat = Some(Seat::new(mail, token));
             What::Timer(Instant::now()).into()
         });
-        let accepted = server.try_accept_for(Duration::ZERO, || seat.clone().map(|seat| seat as _));
+        let accepted = server.try_accept_for(|| seat.clone().map(|seat| seat as _));
         let again = !matches!(accepted, Ok(None) | Err(AcceptError::Closed));
         let event = match (accepted, seat) {
             (Ok(Some(session)), Some(seat)) => Some(self.accepted(token, reserved, session, seat)),

@@ -20,7 +20,16 @@ use smallvec::SmallVec;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+/// A client's first words, and what they are about.
+pub(super) struct Ready {
+    hello: Hello,
+    words: [u8; FRAME],
+    arena: Arena,
+    halves: Vec<(Arc<OwnWords>, AreaAt)>,
+    memory: Option<NoForkFd>,
+}
 
 impl ClientApp {
     /// Connects to a server app and logs in, within the app's [`timeout`](Self::timeout).
@@ -30,22 +39,18 @@ impl ClientApp {
     pub fn connect(&self, server: &ServerApp) -> Result<Session, ConnectError> {
         let deadline = Instant::now().checked_add(self.timeout);
         self.check_names(server)?;
-        let socket = self.knock(server)?;
+        let dir = self.find(server)?;
+        // All that can be done before the server is woken: it finds the first words together with their speaker.
+        let ready = self.get_ready(server)?;
+        let socket = self.knock(server, &dir)?;
         let peer = socket.peer().map_err(gone)?;
         expect(server, peer)?;
-        self.log_in(socket, server, Some(peer), deadline)
+        self.log_in(ready, socket, server, Some(peer), deadline)
     }
 
-    /// Logs in over a socket, to a server that is known already or says who it is with its answer.
-    pub(super) fn log_in(
-        &self,
-        socket: SeqPacket,
-        server: &ServerApp,
-        known: Option<Credentials>,
-        deadline: Option<Instant>,
-    ) -> Result<Session, ConnectError> {
-        let own = Credentials::own();
-        let foreign = server.expected_uid() != own.uid;
+    /// Makes what the first words are about: this side's memory, and its halves of the channels it opens.
+    pub(super) fn get_ready(&self, server: &ServerApp) -> Result<Ready, ConnectError> {
+        let foreign = server.expected_uid() != Credentials::own().uid;
         // Before there is any memory: the server judges the same of this side.
         let suits = backing_suits(self.options.backing, self.options.backing, self.trust);
         if suits.is_err() || (foreign && self.options.backing == Backing::Named) {
@@ -55,8 +60,20 @@ impl ClientApp {
         let halves = self.cut_areas(&arena)?;
         let hello = self.hello(server, &arena, &halves);
         let memory = arena.read_only_fd()?;
+        Ok(Ready { words: hello.to_bytes(), hello, arena, halves, memory })
+    }
+
+    /// Logs in over a socket, to a server that is known already or says who it is with its answer.
+    pub(super) fn log_in(
+        &self,
+        ready: Ready,
+        socket: SeqPacket,
+        server: &ServerApp,
+        known: Option<Credentials>,
+        deadline: Option<Instant>,
+    ) -> Result<Session, ConnectError> {
+        let Ready { hello, words, arena, halves, memory } = ready;
         let passed: SmallVec<[_; 1]> = memory.iter().map(AsFd::as_fd).collect();
-        let words = hello.to_bytes();
         match known {
             Some(_) => socket.send(&words, &passed),
             None => socket.send_as_oneself(&words, &passed).and_then(|()| socket.want_credentials(true)),
@@ -64,7 +81,7 @@ impl ClientApp {
         .map_err(gone)?;
         drop(passed);
         drop(memory);
-        let (answer, fd, sender) = await_answer(&socket, halves.len(), self.options.login_look(), deadline)?;
+        let (answer, fd, sender) = await_answer(&socket, halves.len(), deadline)?;
         let (peer, meeting) = match known {
             Some(peer) => (peer, Meeting::ByName),
             None => {
@@ -76,7 +93,10 @@ impl ClientApp {
         };
         let (terms, theirs, opens) = match answer {
             Answer::Welcome { terms, areas, opens } => (terms, areas, opens),
-            Answer::Refused(refused) => return Err(refused.explain(&hello, own.uid, own.gid, false).into()),
+            Answer::Refused(refused) => {
+                let own = Credentials::own();
+                return Err(refused.explain(&hello, own.uid, own.gid, false).into());
+            }
         };
         // A server would have refused.
         backing_suits(self.options.backing, terms.backing, self.trust)
@@ -118,15 +138,17 @@ impl ClientApp {
         Ok(())
     }
 
-    fn knock(&self, server: &ServerApp) -> Result<SeqPacket, ConnectError> {
-        let name = server.socket_name();
-        let dir = match RunDir::find(server.run_dir.as_deref(), server.expected_uid()) {
-            Ok(dir) => dir,
-            Err(RunDirError::Io { path, source }) if source.kind() == io::ErrorKind::NotFound => {
-                return Err(ConnectError::NotFound { path: path.join(name) });
+    fn find(&self, server: &ServerApp) -> Result<RunDir, ConnectError> {
+        RunDir::find(server.run_dir.as_deref(), server.expected_uid()).map_err(|error| match error {
+            RunDirError::Io { path, source } if source.kind() == io::ErrorKind::NotFound => {
+                ConnectError::NotFound { path: path.join(server.socket_name()) }
             }
-            Err(other) => return Err(other.into()),
-        };
+            other => other.into(),
+        })
+    }
+
+    fn knock(&self, server: &ServerApp, dir: &RunDir) -> Result<SeqPacket, ConnectError> {
+        let name = server.socket_name();
         match SeqPacket::connect(&dir.reached(&name), self.timeout) {
             // A socket that nobody listens on any more is no server either.
             Err(Errno::ENOENT | Errno::ECONNREFUSED) => Err(ConnectError::NotFound { path: dir.shown(&name) }),
@@ -157,29 +179,28 @@ impl ClientApp {
 fn await_answer(
     socket: &SeqPacket,
     channels: usize,
-    look: Duration,
     deadline: Option<Instant>,
 ) -> Result<(Answer, Option<NoForkFd>, Option<Credentials>), ConnectError> {
     // One more byte than a frame, so that a longer one shows.
     let mut frame = [0; FRAME + 1];
     loop {
-        if let Some(packet) = socket.recv_soon(&mut frame, look).map_err(gone)? {
-            if packet.len == 0 {
-                return Err(ConnectError::Disconnected);
-            }
-            if packet.truncated && packet.len <= FRAME {
-                // Its descriptor found no room in this process.
-                return Err(ConnectError::Io(io::ErrorKind::OutOfMemory.into()));
-            }
-            let answer = Answer::from_bytes(frame.get(..packet.len).unwrap_or(&frame), channels)?;
-            if packet.fds.len() > 1 {
-                return Err(PeerMisbehaved::UnexpectedDescriptor.into());
-            }
-            return Ok((answer, packet.fds.into_iter().next(), packet.sender));
-        }
+        // Not looked at first: the server has just been woken.
         if !poll_readable(&[socket.as_fd()], deadline)?.contains(&true) {
             return Err(ConnectError::TimedOut);
         }
+        let Some(packet) = socket.recv(&mut frame).map_err(gone)? else { continue };
+        if packet.len == 0 {
+            return Err(ConnectError::Disconnected);
+        }
+        if packet.truncated && packet.len <= FRAME {
+            // Its descriptor found no room in this process.
+            return Err(ConnectError::Io(io::ErrorKind::OutOfMemory.into()));
+        }
+        let answer = Answer::from_bytes(frame.get(..packet.len).unwrap_or(&frame), channels)?;
+        if packet.fds.len() > 1 {
+            return Err(PeerMisbehaved::UnexpectedDescriptor.into());
+        }
+        return Ok((answer, packet.fds.into_iter().next(), packet.sender));
     }
 }
 

@@ -47,8 +47,8 @@ struct Waiting {
     peer: Credentials,
     crowd: Crowd,
     until: Instant,
-    /// Nobody has looked yet whether it has said something.
-    new: bool,
+    /// The descriptor tells when it does.
+    told_of: bool,
 }
 
 /// Who shares places to wait in: each user of the allow-list has its own, so that nobody's silence keeps another out.
@@ -111,54 +111,28 @@ impl Lobby {
         self.stop.make();
     }
 
-    /// Lets in who has come, and finds somebody who has said something. Whoever is new is looked at for as long as `look`.
-    pub(super) fn next(&self, look: Duration) -> Result<Option<FirstWords>, AcceptError> {
+    /// Lets in who has come, and finds somebody who has said something.
+    pub(super) fn next(&self) -> Result<Option<FirstWords>, AcceptError> {
         // Partner: `close`.
         if self.closed.load(Ordering::Acquire) {
             return Err(AcceptError::Closed);
         }
         let mut inside = self.inside.lock();
-        let found = self.let_in(&mut inside).and_then(|()| self.hear(&mut inside, look));
+        let found = self.find(&mut inside);
         self.settle(&mut inside)?;
         found
     }
 
-    /// Takes who has connected from the kernel's queue, until one of them is one too many.
-    fn let_in(&self, inside: &mut Inside) -> Result<(), AcceptError> {
-        inside.breather = inside.breather.filter(|&until| until > Instant::now());
-        while inside.breather.is_none() && crowded(&inside.waiting).is_none() {
-            match self.listener.accept() {
-                Ok(Some(socket)) => {
-                    inside.numbers += 1;
-                    let number = inside.numbers;
-                    self.epoll
-                        .add(socket.as_fd(), Readiness::READABLE, Report::Level, number)
-                        .map_err(io::Error::from)?;
-                    let peer = socket.peer().map_err(io::Error::from)?;
-                    let crowd = if self.listed.contains(&peer.uid) { Crowd::User(peer.uid) } else { Crowd::Strangers };
-                    let until = Instant::now() + LOGIN_TIMEOUT;
-                    inside.waiting.push(Waiting { number, socket, peer, crowd, until, new: true });
-                }
-                Ok(None) => return Ok(()),
-                Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
-                    tracing::warn!("no descriptors for another client: waiting");
-                    inside.breather = Some(Instant::now() + BREATHER);
-                }
-                Err(errno) => return Err(io::Error::from(errno).into()),
-            }
-        }
-        Ok(())
-    }
-
-    fn hear(&self, inside: &mut Inside, look: Duration) -> Result<Option<FirstWords>, AcceptError> {
+    fn find(&self, inside: &mut Inside) -> Result<Option<FirstWords>, AcceptError> {
         let now = Instant::now();
+        inside.breather = inside.breather.filter(|&until| until > now);
         if let Some(index) = inside.waiting.iter().position(|client| client.until <= now) {
             inside.waiting.remove(index);
             return Err(AcceptError::LoginTimedOut);
         }
-        // Whoever has just connected is about to speak.
-        while let Some(index) = inside.waiting.iter().position(|client| client.new) {
-            if let Some(said) = self.hear_one(inside, index, look)? {
+        // Most have said all they have to say by the time they are let in.
+        while self.let_in(inside)? {
+            if let Some(said) = self.hear(inside, inside.waiting.len().saturating_sub(1))? {
                 return Ok(Some(said));
             }
         }
@@ -166,7 +140,7 @@ impl Lobby {
         let ready = self.epoll.wait(&mut room, Some(Duration::ZERO)).map_err(io::Error::from)?;
         for number in ready.iter().map(Ready::number) {
             let Some(index) = inside.waiting.iter().position(|client| client.number == number) else { continue };
-            if let Some(said) = self.hear_one(inside, index, Duration::ZERO)? {
+            if let Some(said) = self.hear(inside, index)? {
                 return Ok(Some(said));
             }
         }
@@ -179,14 +153,41 @@ impl Lobby {
         Ok(None)
     }
 
-    fn hear_one(&self, inside: &mut Inside, index: usize, look: Duration) -> Result<Option<FirstWords>, AcceptError> {
+    /// Takes the next who has connected from the kernel's queue, unless somebody is one too many. False if there is none.
+    fn let_in(&self, inside: &mut Inside) -> Result<bool, AcceptError> {
+        if inside.breather.is_some() || crowded(&inside.waiting).is_some() {
+            return Ok(false);
+        }
+        match self.listener.accept() {
+            Ok(Some(socket)) => {
+                inside.numbers += 1;
+                let number = inside.numbers;
+                let peer = socket.peer().map_err(io::Error::from)?;
+                let crowd = if self.listed.contains(&peer.uid) { Crowd::User(peer.uid) } else { Crowd::Strangers };
+                let until = Instant::now() + LOGIN_TIMEOUT;
+                inside.waiting.push(Waiting { number, socket, peer, crowd, until, told_of: false });
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
+                tracing::warn!("no descriptors for another client: waiting");
+                inside.breather = Some(Instant::now() + BREATHER);
+                Ok(false)
+            }
+            Err(errno) => Err(io::Error::from(errno).into()),
+        }
+    }
+
+    fn hear(&self, inside: &mut Inside, index: usize) -> Result<Option<FirstWords>, AcceptError> {
         let client = inside.waiting.remove(index);
         let mut frame = [0; FRAME + 1];
-        match client.socket.recv_soon(&mut frame, look) {
-            Ok(None) => inside.waiting.insert(index, Waiting { new: false, ..client }),
+        match client.socket.recv(&mut frame) {
+            Ok(None) => inside.waiting.insert(index, client),
             Ok(Some(packet)) => {
-                let Waiting { socket, peer, .. } = client;
-                self.epoll.delete(socket.as_fd().as_raw_fd()).map_err(io::Error::from)?;
+                let Waiting { socket, peer, told_of, .. } = client;
+                if told_of {
+                    self.epoll.delete(socket.as_fd().as_raw_fd()).map_err(io::Error::from)?;
+                }
                 return Ok(Some(FirstWords { socket, peer, frame, packet }));
             }
             Err(errno) => return Err(io::Error::from(errno).into()),
@@ -196,6 +197,11 @@ impl Lobby {
 
     /// Sees to it that the descriptor tells what is to be looked at next, and nothing else.
     fn settle(&self, inside: &mut Inside) -> io::Result<()> {
+        while let Some(index) = inside.waiting.iter().position(|client| !client.told_of) {
+            let client = inside.waiting.remove(index);
+            self.epoll.add(client.socket.as_fd(), Readiness::READABLE, Report::Level, client.number)?;
+            inside.waiting.insert(index, Waiting { told_of: true, ..client });
+        }
         let listens = inside.breather.is_none() && crowded(&inside.waiting).is_none();
         if listens != inside.listens {
             if listens {

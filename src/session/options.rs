@@ -7,9 +7,6 @@ use crate::sys::memfd::Writable;
 use crate::sys::memory::Backing;
 use crate::wait::Wait;
 use std::io;
-use std::num::NonZero;
-use std::sync::OnceLock;
-use std::time::Duration;
 
 /// What both sides decide for themselves.
 #[derive(Clone, Debug)]
@@ -58,13 +55,6 @@ impl Options {
         own.iter().copied().chain(channels).find(|name| !is_name(name))
     }
 
-    /// How long to look for what is due in a log-in before going to sleep for it.
-    pub(super) fn login_look(&self) -> Duration {
-        static CPUS: OnceLock<usize> = OnceLock::new();
-        let cpus = *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get));
-        if self.wait == Wait::Park || cpus == 1 { Duration::ZERO } else { LOGIN_LOOK }
-    }
-
     /// The arena that is shared already, or else a new one that is from now on.
     pub(super) fn share_arena(&self, shared: &mut Arenas) -> io::Result<Arena> {
         let known = shared.iter().filter(|(backing, _)| *backing == self.backing);
@@ -92,9 +82,6 @@ impl Options {
         })
     }
 }
-
-/// About as long as it takes to wake somebody.
-const LOGIN_LOOK: Duration = Duration::from_micros(50);
 
 /// A request and its answer of 32 bytes each take 0.7 times as long this way.
 const INLINE_MAX: usize = 32;

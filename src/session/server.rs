@@ -130,17 +130,15 @@ impl SessionServer {
     /// # Errors
     /// [`AcceptError`], as for [`accept`](Self::accept).
     pub fn try_accept(&self) -> Result<Option<Session>, AcceptError> {
-        self.try_accept_for(Duration::ZERO, || None)
+        self.try_accept_for(|| None)
     }
 
-    /// As [`try_accept`](Self::try_accept), for a session that is kept by somebody from the start. Whoever has just connected
-    /// is about to speak, and is looked at for as long as `look`.
+    /// As [`try_accept`](Self::try_accept), for a session that is kept by somebody from the start.
     pub(crate) fn try_accept_for(
         &self,
-        look: Duration,
         keeper: impl FnOnce() -> Option<Arc<dyn Keeper>>,
     ) -> Result<Option<Session>, AcceptError> {
-        let Some(FirstWords { socket, peer, frame, packet }) = self.lobby.next(look)? else { return Ok(None) };
+        let Some(FirstWords { socket, peer, frame, packet }) = self.lobby.next()? else { return Ok(None) };
         self.app.log_in(socket, Admission::Listed(peer), &frame, packet, keeper).map(Some)
     }
 
@@ -169,9 +167,8 @@ impl SessionServer {
     }
 
     fn accept_until(&self, deadline: Option<Instant>) -> Result<Session, AcceptError> {
-        let look = self.app.options.login_look();
         loop {
-            if let Some(session) = self.try_accept_for(look, || None)? {
+            if let Some(session) = self.try_accept_for(|| None)? {
                 return Ok(session);
             }
             if !poll_readable(&[self.as_fd()], deadline)?.contains(&true)

@@ -112,7 +112,7 @@ impl ClientApp {
         let deadline = Instant::now().checked_add(self.timeout);
         self.check_names(server)?;
         let socket = SeqPacket::connected(socket).map_err(io::Error::from)?;
-        self.log_in(socket, server, None, deadline)
+        self.log_in(self.get_ready(server)?, socket, server, None, deadline)
     }
 
     /// In a worker: logs in to the process that started it by [`ServerApp::spawn`]. Standard input is that socket, and
@@ -127,6 +127,6 @@ impl ClientApp {
         let socket = SeqPacket::connected(socket).map_err(io::Error::from)?;
         // The worker's own children inherit standard input: with this socket they would hide its death.
         nix::unistd::dup2_stdin(File::open("/dev/null")?).map_err(io::Error::from)?;
-        self.log_in(socket, server, None, deadline)
+        self.log_in(self.get_ready(server)?, socket, server, None, deadline)
     }
 }

@@ -89,19 +89,20 @@ pub(crate) struct SeqPacket(NoForkFd);
 impl SeqPacket {
     /// Connects, waiting while the listener's queue is full, at most `patience`.
     pub(crate) fn connect(path: &Path, patience: Duration) -> nix::Result<Self> {
-        let fd = new_socket(SockFlag::empty())?;
-        let micros = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX).max(1);
-        setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(micros / 1_000_000, micros % 1_000_000))?;
+        let fd = new_socket(SockFlag::SOCK_NONBLOCK)?;
         let address = UnixAddr::new(path)?;
-        while let Err(errno) = connect(fd.as_fd().as_raw_fd(), &address) {
-            if errno != Errno::EINTR {
-                return Err(errno);
-            }
+        let mut connected = connect(fd.as_fd().as_raw_fd(), &address);
+        if connected == Err(Errno::EAGAIN) {
+            // Nothing tells when there is room again, so this call has to block. None after it does: each says so itself.
+            nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))?;
+            let micros = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX).max(1);
+            setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(micros / 1_000_000, micros % 1_000_000))?;
+            connected = Err(Errno::EINTR);
         }
-        // From here on nothing blocks.
-        let flags = nix::fcntl::OFlag::O_NONBLOCK;
-        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags))?;
-        Ok(Self(fd))
+        while connected == Err(Errno::EINTR) {
+            connected = connect(fd.as_fd().as_raw_fd(), &address);
+        }
+        connected.map(|()| Self(fd))
     }
 
     /// Takes a socket that somebody else has connected; EPROTOTYPE or ENOTCONN if it is not such a one.
@@ -185,19 +186,6 @@ impl SeqPacket {
         let fds = fds.into_iter().map(|fd| making.keep(fd)).collect();
         let lost = header.msg_flags & libc::MSG_CTRUNC != 0;
         Ok(Some(Packet { len, fds, sender, truncated: lost || len > room }))
-    }
-
-    /// As [`recv`](Self::recv), looking again and again for a while: what is due is often there before a sleeper would have
-    /// been woken. Yielding meanwhile would be worse: with something else to run, that takes a whole time slice.
-    pub(crate) fn recv_soon(&self, buffer: &mut [u8], patience: Duration) -> nix::Result<Option<Packet>> {
-        let until = Instant::now() + patience;
-        loop {
-            let found = self.recv(buffer)?;
-            if found.is_some() || Instant::now() >= until {
-                return Ok(found);
-            }
-            (0..16).for_each(|_| std::hint::spin_loop());
-        }
     }
 
     /// Ends this side's direction: the peer sees end-of-file once it has read what was sent.

@@ -9,9 +9,12 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -25,7 +28,7 @@ const COOLINGS: u32 = 15;
 
 /// A number for a link that no other link of this process had.
 pub(super) fn new_token() -> u64 {
-    static TOKENS: AtomicU64 = AtomicU64::new(WAKE + 1);
+    static TOKENS: AtomicU64 = AtomicU64::new(ALARM + 1);
     TOKENS.fetch_add(1, Ordering::Relaxed)
 }
 
@@ -48,8 +51,7 @@ pub(super) fn add(core: &Arc<Core>, unused: bool) -> io::Result<()> {
     let result = watcher.epoll.add(&**core, EpollEvent::new(EpollFlags::EPOLLIN, core.token()));
     if let Err(errno) = result {
         links.served.remove(&core.token());
-        drop(links);
-        watcher.wake();
+        watcher.wake_if_over(&links);
         return Err(errno.into());
     }
     Ok(())
@@ -58,9 +60,10 @@ pub(super) fn add(core: &Arc<Core>, unused: bool) -> io::Result<()> {
 /// Serves a link no longer: somebody else does.
 pub(super) fn release(core: &Arc<Core>) {
     let Some(watcher) = WATCHER.lock().clone() else { return };
-    watcher.links.lock().served.remove(&core.token());
+    let mut links = watcher.links.lock();
+    links.served.remove(&core.token());
     let _ = watcher.epoll.delete(&**core);
-    watcher.wake();
+    watcher.wake_if_over(&links);
 }
 
 /// Has a link carry on when its socket takes more, or not any longer.
@@ -82,37 +85,36 @@ pub(super) fn linger(core: &Arc<Core>) {
 /// It is gone.
 pub(super) fn forget(token: u64) {
     let Some(watcher) = WATCHER.lock().clone() else { return };
-    watcher.links.lock().served.remove(&token);
-    watcher.wake();
+    let mut links = watcher.links.lock();
+    links.served.remove(&token);
+    watcher.wake_if_over(&links);
 }
 
-/// Ticks a link until it has nothing left to do.
+/// Ticks a link until it has nothing left to do. Wakes nobody now: a session that is over soon costs the watcher nothing.
 pub(super) fn arm(token: u64) {
     let Some(watcher) = WATCHER.lock().clone() else { return };
-    let ticks_already = {
-        let mut links = watcher.links.lock();
-        let ticks_already = !links.armed.is_empty();
-        let Links { served, armed, cooling } = &mut *links;
-        if let Some(served) = served.get(&token) {
-            armed.push(token);
-            let cooling = cooling.entry(served.arena_id).or_insert_with(|| (served.arena.clone(), 0));
-            cooling.1 = COOLINGS;
-        }
-        ticks_already
-    };
-    if !ticks_already {
-        watcher.wake();
+    let mut links = watcher.links.lock();
+    let Links { served, armed, cooling, next_tick } = &mut *links;
+    let Some(served) = served.get(&token) else { return };
+    armed.push(token);
+    cooling.entry(served.arena_id).or_insert_with(|| (served.arena.clone(), 0)).1 = COOLINGS;
+    if next_tick.is_none() {
+        *next_tick = Some(Instant::now() + TICK);
+        watcher.set_alarm();
     }
 }
 
 static WATCHER: PerProcess<Option<Arc<Watcher>>> = PerProcess::new(None);
 
-/// The token of the eventfd.
+/// The tokens of the eventfd and of the alarm.
 const WAKE: u64 = 0;
+const ALARM: u64 = 1;
 
 struct Watcher {
     epoll: Epoll,
     wake: EventFd,
+    /// For the first tick after a time without.
+    alarm: TimerFd,
     links: Mutex<Links>,
 }
 
@@ -122,6 +124,8 @@ struct Links {
     served: HashMap<u64, Served>,
     /// By token, each once: a link is armed once until it is disarmed. Some may be gone.
     armed: Vec<u64>,
+    /// While any are armed.
+    next_tick: Option<Instant>,
     /// Arenas by number, and how often each is still to be told. Many sessions share one.
     cooling: HashMap<u32, (WeakArena, u32)>,
 }
@@ -139,8 +143,10 @@ impl Watcher {
     fn start() -> io::Result<Arc<Self>> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let alarm = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, WAKE))?;
-        let watcher = Arc::new(Self { epoll, wake, links: Mutex::default() });
+        epoll.add(alarm.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, ALARM))?;
+        let watcher = Arc::new(Self { epoll, wake, alarm, links: Mutex::default() });
         let mine = watcher.clone();
         // A thread inherits the mask: signals are for the application's own.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
@@ -150,16 +156,24 @@ impl Watcher {
         Ok(watcher)
     }
 
-    fn wake(&self) {
-        let _ = self.wake.write(1);
+    /// The thread is to end if nothing is left to serve.
+    fn wake_if_over(&self, links: &Links) {
+        if links.served.is_empty() {
+            let _ = self.wake.write(1);
+        }
+    }
+
+    fn set_alarm(&self) {
+        let at = Expiration::OneShot(TimeSpec::from_duration(TICK));
+        let _ = self.alarm.set(at, TimerSetTimeFlags::empty());
     }
 
     fn run(self: Arc<Self>) {
         crate::shm::forgo_in_this_thread();
         let mut events = [EpollEvent::empty(); 64];
-        let (mut next_tick, mut next_cooling) = (Instant::now(), Instant::now());
+        let mut next_cooling = Instant::now();
         loop {
-            let ready = match self.epoll.wait(&mut events, self.timeout(next_tick, next_cooling)) {
+            let ready = match self.epoll.wait(&mut events, self.timeout(next_cooling)) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => {
@@ -168,13 +182,11 @@ impl Watcher {
                     0
                 }
             };
-            for event in events.iter().take(ready).filter(|event| event.data() != WAKE) {
+            for event in events.iter().take(ready).filter(|event| event.data() > ALARM) {
                 self.serve(event.data(), event.events());
             }
             let now = Instant::now();
-            if now >= next_tick && self.tick() {
-                next_tick = now + TICK;
-            }
+            self.tick(now);
             if now >= next_cooling && self.cool() {
                 next_cooling = now + COOL;
             }
@@ -185,12 +197,12 @@ impl Watcher {
     }
 
     /// Sleeps for good unless a link needs ticking or an arena cooling.
-    fn timeout(&self, next_tick: Instant, next_cooling: Instant) -> EpollTimeout {
+    fn timeout(&self, next_cooling: Instant) -> EpollTimeout {
         let links = self.links.lock();
-        let ticking = (!links.armed.is_empty()).then_some(next_tick);
         let cooling = (!links.cooling.is_empty()).then_some(next_cooling);
+        let next = links.next_tick.into_iter().chain(cooling).min();
         drop(links);
-        let Some(next) = ticking.into_iter().chain(cooling).min() else { return EpollTimeout::NONE };
+        let Some(next) = next else { return EpollTimeout::NONE };
         let left = next.saturating_duration_since(Instant::now());
         // Rounded up: rounding down would spin through the last millisecond.
         let left = left + Duration::from_micros(999);
@@ -214,10 +226,14 @@ impl Watcher {
         }
     }
 
-    /// False if no link was armed.
-    fn tick(&self) -> bool {
+    fn tick(&self, now: Instant) {
         let armed: Vec<(u64, Arc<Core>)> = {
             let mut links = self.links.lock();
+            if links.next_tick.is_none_or(|at| now < at) {
+                return;
+            }
+            // Whoever is armed from here on finds the next tick arranged for.
+            links.next_tick = Some(now + TICK);
             let armed = std::mem::take(&mut links.armed);
             armed.into_iter().filter_map(|token| Some((token, links.served.get(&token)?.core.upgrade()?))).collect()
         };
@@ -232,7 +248,10 @@ impl Watcher {
                 core.arm();
             }
         }
-        !armed.is_empty()
+        let mut links = self.links.lock();
+        if links.armed.is_empty() {
+            links.next_tick = None;
+        }
     }
 
     /// False if no arena was cooling.

@@ -7,7 +7,6 @@ use ::tokio::io::unix::AsyncFd;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A server app that listens in a tokio runtime.
 #[derive(Debug)]
@@ -40,7 +39,7 @@ impl AsyncServer {
         loop {
             let mut ready = self.0.readable().await?;
             let driver = Arc::new(Driver::default());
-            match self.server().try_accept_for(Duration::ZERO, || Some(driver.clone()))? {
+            match self.server().try_accept_for(|| Some(driver.clone()))? {
                 Some(session) => return Ok(AsyncSession::kept(session, driver)?),
                 None => ready.clear_ready(),
             }
