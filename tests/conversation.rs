@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Case::new("channels_at_log_in_and_later", rings::channels),
         Case::new("many_sessions_and_channels", rings::many),
         Case::new("small_messages_travel_inside_their_slots", returns::inside),
+        Case::new("larger_ones_travel_inside_several", returns::inside_several),
         Case::new("full_ring", rings::full_ring),
         Case::new("full_small_ring", rings::full_small_ring),
         Case::new("small_rings_come_and_go", rings::small_rings),

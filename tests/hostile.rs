@@ -243,10 +243,18 @@ fn slot_kinds() {
         });
     }
     // A message inside its slot: of no words, of more than fit, with blobs or descriptors beside it.
-    for (words, beside) in [(0, 0), (5, 0), (u16::MAX, 0), (1, 1 << 32), (1, 1 << 40)] {
+    for (words, beside) in [(0, 0), (26, 0), (u16::MAX, 0), (1, 1 << 32), (1, 1 << 40)] {
         scene.breach("inside", PeerMisbehaved::InsideLength(words), |raw| {
             let mut payload = raw.lane.compose("echo no");
             payload[0] = 3 | u64::from(words) << 16 | beside;
+            raw.lane.put(payload);
+        });
+    }
+    // One that goes on in slots that are not filled.
+    for words in [5, 11, 12, 25] {
+        scene.breach("inside", PeerMisbehaved::SequenceOutOfRange { found: 0, expected: 2 }, |raw| {
+            let mut payload = raw.lane.compose("echo no");
+            payload[0] = 3 | words << 16;
             raw.lane.put(payload);
         });
     }
@@ -464,7 +472,8 @@ fn random_slots() {
             // Whoever is told of descriptors waits for them.
             payload[0] &= !(0xFF << 40);
             raw.lane.put(payload);
-            raw.lane.put([0xFF; 7]);
+            // As many as the first may say that it goes on in, and one more.
+            (0..4).for_each(|_| raw.lane.put([0xFF; 7]));
             scene.must_report(&raw, "random words", "raw: PeerMisbehaved(*");
         }
         scene.end();

@@ -178,7 +178,12 @@ fn breaches() {
     breach(frame("wrong length"), &[vec![5; 129]]);
     breach(frame("unknown kind"), &[Frame::control(18, 0).0]);
     breach(PeerMisbehaved::UnknownSlotKind(99), &[packet(14, slots, ring, &[99, 1, 0, 0, 0, 0, 0, 0])]);
-    breach(PeerMisbehaved::InsideLength(5), &[packet(14, slots, ring, &[3 | 5 << 16, 1, 0, 0, 0, 0, 0, 0])]);
+    breach(PeerMisbehaved::InsideLength(26), &[packet(14, slots, ring, &[3 | 26 << 16, 1, 0, 0, 0, 0, 0, 0])]);
+    // Slots are carried one by one, so none goes on in the next.
+    breach(
+        PeerMisbehaved::SequenceOutOfRange { found: 0, expected: 2 },
+        &[packet(14, slots, ring, &[3 | 5 << 16, 1, 0, 0, 0, 0, 0, 0])],
+    );
     breach(
         frame("words for a slot that names none"),
         &[packet(14, slots, ring, &[3 | 1 << 16, 1, 0, 0, 0, 0, 0, 1, 0])],

@@ -89,7 +89,7 @@ impl From<NoMessage> for RecvError {
         match error {
             NoMessage::TimedOut => Self::TimedOut,
             NoMessage::Finished => Self::Finished,
-            NoMessage::Ended(ended) => Self::Ended(ended),
+            NoMessage::Ended(over) => Self::Ended(*over),
         }
     }
 }
@@ -165,7 +165,7 @@ impl RequestError {
         match why {
             NoMessage::TimedOut => Self::TimedOut,
             NoMessage::Finished => Self::Ended(finished(port)),
-            NoMessage::Ended(ended) => Self::Ended(ended),
+            NoMessage::Ended(over) => Self::Ended(*over),
         }
     }
 }
@@ -207,7 +207,7 @@ impl From<LaneError> for DrainError {
     fn from(error: LaneError) -> Self {
         match error {
             LaneError::TimedOut => Self::TimedOut,
-            LaneError::Ended(ended) => Self::Ended(ended),
+            LaneError::Ended(over) => Self::Ended(*over),
         }
     }
 }

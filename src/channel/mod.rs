@@ -25,7 +25,7 @@ pub use sender::Sender;
 
 use crate::message::{Builder, Message, Received, Schema, Trust};
 use crate::shm::arena::Arena;
-use crate::transport::descriptor::{ASKS, Envelope, MORE};
+use crate::transport::descriptor::{ASKS, Arrived, MORE, Parcel};
 use crate::transport::lane::WaitStats;
 use crate::transport::port::Port;
 use crate::transport::{Lane, LaneError};
@@ -79,7 +79,7 @@ pub struct Channel<T: Schema> {
 
 impl<T: Schema> Channel<T> {
     pub(crate) fn new(lane: Lane, trust: Trust, inline_max: usize) -> Self {
-        let side = Side::new(lane.port().clone(), trust, inline_max);
+        let side = Side::new(&lane, trust, inline_max);
         Self { kept: VecDeque::new(), lane, side, conversation: Conversation::default(), finished: false }
     }
 
@@ -135,11 +135,11 @@ impl<T: Schema> Channel<T> {
 
     #[inline]
     fn try_send_as(&mut self, message: &Message<T>, purpose: Purpose) -> Result<u64, SendError> {
-        let envelope = self.envelope(message, purpose)?;
-        match self.lane.try_send(envelope, message.fds()) {
-            Ok(true) => Ok(self.conversation.sent(envelope.id())),
-            Ok(false) => Err(self.side.unlend(envelope, SendError::Full)),
-            Err(ended) => Err(self.side.unlend(envelope, ended.into())),
+        let parcel = self.parcel(message, purpose)?;
+        match self.lane.try_send(parcel) {
+            Ok(true) => Ok(self.conversation.sent(parcel.envelope.id())),
+            Ok(false) => Err(self.side.unlend(parcel.envelope, SendError::Full)),
+            Err(over) => Err(self.side.unlend(parcel.envelope, SendError::Ended(*over))),
         }
     }
 
@@ -249,31 +249,29 @@ impl<T: Schema> Channel<T> {
     pub fn request(&mut self, message: &Message<T>, timeout: Duration) -> Result<Received<T>, RequestError> {
         let mut deadline = Deadline::After(timeout);
         let id = self.send_by(message, Purpose::REQUEST, &mut deadline)?;
+        let mut arrived = Arrived::default();
         loop {
             if self.kept.len() >= KEPT_MAX {
                 self.conversation.give_up(id);
                 return Err(RequestError::Backlog);
             }
-            let envelope = match self.lane.recv(&mut deadline) {
-                Ok(envelope) => envelope,
-                Err(why) => {
-                    self.conversation.give_up(id);
-                    return Err(RequestError::unanswered(why, self.side.port()));
-                }
-            };
-            if !self.judge(&envelope, Some(id))? {
+            if let Err(why) = self.lane.recv(&mut arrived, &mut deadline) {
+                self.conversation.give_up(id);
+                return Err(RequestError::unanswered(why, self.side.port()));
+            }
+            if !self.judge(&mut arrived, Some(id))? {
                 continue;
             }
-            if envelope.in_reply_to() != Some(id) {
-                let kept = self.side.keep(envelope).map_err(RequestError::Ended)?;
+            if arrived.envelope.in_reply_to() != Some(id) {
+                let kept = self.side.keep(std::mem::take(&mut arrived)).map_err(RequestError::Ended)?;
                 self.kept.push_back(kept);
                 self.side.port().set_kept_back(true);
                 continue;
             }
-            if envelope.flags() & MORE != 0 {
+            if arrived.envelope.flags() & MORE != 0 {
                 self.conversation.give_up(id);
             }
-            return Ok(self.side.open(&envelope)?);
+            return Ok(self.side.open(&mut arrived)?);
         }
     }
 
@@ -301,9 +299,10 @@ impl<T: Schema> Channel<T> {
         if let Some(kept) = self.next_kept() {
             return Ok(Some(self.side.open_kept(kept)?));
         }
-        while let Some(envelope) = self.lane.try_recv()? {
-            if self.judge(&envelope, None)? {
-                return Ok(Some(self.side.open(&envelope)?));
+        let mut arrived = Arrived::default();
+        while self.lane.try_recv(&mut arrived)? {
+            if self.judge(&mut arrived, None)? {
+                return Ok(Some(self.side.open(&mut arrived)?));
             }
         }
         Ok(None)
@@ -314,10 +313,11 @@ impl<T: Schema> Channel<T> {
         if let Some(kept) = self.next_kept() {
             return Ok(self.side.open_kept(kept)?);
         }
+        let mut arrived = Arrived::default();
         loop {
-            let envelope = self.lane.recv(&mut deadline)?;
-            if self.judge(&envelope, None)? {
-                return Ok(self.side.open(&envelope)?);
+            self.lane.recv(&mut arrived, &mut deadline)?;
+            if self.judge(&mut arrived, None)? {
+                return Ok(self.side.open(&mut arrived)?);
             }
         }
     }
@@ -336,8 +336,9 @@ impl<T: Schema> Channel<T> {
     }
 
     /// Whether a message is to be delivered. If not, it goes home unread.
-    #[inline]
-    fn judge(&mut self, envelope: &Envelope, awaited: Option<u64>) -> Result<bool, Unopened> {
+    #[inline(always)]
+    fn judge(&mut self, arrived: &mut Arrived, awaited: Option<u64>) -> Result<bool, Unopened> {
+        let envelope = &arrived.envelope;
         let verdict = match self.conversation.arrived(envelope.id(), Answers::of(envelope)) {
             Ok(verdict) => verdict,
             Err(broken) => return Err(self.side.cut_off(broken).into()),
@@ -345,15 +346,19 @@ impl<T: Schema> Channel<T> {
         // The one request that is under way is the awaited one; the others are answered, or given up.
         let answers_request = envelope.in_reply_to().is_some() && envelope.flags() & ASKS != 0;
         let unexpected = answers_request && envelope.in_reply_to() != awaited;
-        if verdict == Verdict::Deliver && !unexpected { Ok(true) } else { self.refuse(envelope, verdict) }
+        if verdict == Verdict::Deliver && !unexpected {
+            Ok(true)
+        } else {
+            self.refuse(std::mem::take(arrived), verdict)
+        }
     }
 
     #[cold]
-    fn refuse(&self, envelope: &Envelope, verdict: Verdict) -> Result<bool, Unopened> {
+    fn refuse(&self, arrived: Arrived, verdict: Verdict) -> Result<bool, Unopened> {
         if verdict == Verdict::Deliver {
             self.side.port().unexpected_here();
         }
-        drop(self.side.keep(*envelope)?);
+        drop(self.side.keep(arrived)?);
         Ok(false)
     }
 
@@ -402,20 +407,20 @@ impl<T: Schema> Channel<T> {
 
     #[inline]
     fn send_by(&mut self, message: &Message<T>, purpose: Purpose, deadline: &mut Deadline) -> Result<u64, SendError> {
-        let envelope = self.envelope(message, purpose)?;
-        match self.lane.send(envelope, message.fds(), deadline) {
-            Ok(()) => Ok(self.conversation.sent(envelope.id())),
-            Err(LaneError::TimedOut) => Err(self.side.unlend(envelope, SendError::TimedOut)),
-            Err(LaneError::Ended(ended)) => Err(self.side.unlend(envelope, ended.into())),
+        let parcel = self.parcel(message, purpose)?;
+        match self.lane.send(parcel, deadline) {
+            Ok(()) => Ok(self.conversation.sent(parcel.envelope.id())),
+            Err(LaneError::TimedOut) => Err(self.side.unlend(parcel.envelope, SendError::TimedOut)),
+            Err(LaneError::Ended(over)) => Err(self.side.unlend(parcel.envelope, SendError::Ended(*over))),
         }
     }
 
     #[inline(always)]
-    fn envelope(&self, message: &Message<T>, purpose: Purpose) -> Result<Envelope, SendError> {
+    fn parcel<'a>(&self, message: &'a Message<T>, purpose: Purpose) -> Result<Parcel<'a>, SendError> {
         if self.finished {
             return Err(SendError::Finished);
         }
-        Ok(self.side.envelope(message, purpose)?.numbered(self.conversation.next_id()))
+        Ok(self.side.parcel(message, purpose)?.numbered(self.conversation.next_id()))
     }
 }
 

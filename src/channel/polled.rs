@@ -93,7 +93,7 @@ impl<T: Schema> Polled<T> {
             Err(Idle::Backlog) => return Poll::Ready(Err(RequestError::Backlog)),
             Err(Idle::TimedOut | Idle::Over) => NoMessage::TimedOut,
             Err(Idle::Finished) => NoMessage::Finished,
-            Err(Idle::Ended(ended)) => NoMessage::Ended(ended),
+            Err(Idle::Ended(ended)) => NoMessage::Ended(ended.into()),
         };
         Poll::Ready(Err(RequestError::unanswered(why, self.shared.side.port())))
     }

@@ -205,7 +205,7 @@ impl<T: Schema> Sender<T> {
             // One answer is wanted and has not come, so the place is not over.
             Err(Idle::TimedOut | Idle::Over) => NoMessage::TimedOut,
             Err(Idle::Finished) => NoMessage::Finished,
-            Err(Idle::Ended(ended)) => NoMessage::Ended(ended),
+            Err(Idle::Ended(ended)) => NoMessage::Ended(ended.into()),
         };
         self.shared().leave(Place::Request(id));
         Err(RequestError::unanswered(why, self.shared().side.port()))

@@ -13,7 +13,7 @@ use super::side::{Kept, Purpose, Side};
 use super::waiter::{Waiter, sleep};
 use crate::message::{Message, Received, Schema, Union};
 use crate::ring::SLOTS_RANGE;
-use crate::transport::descriptor::Envelope;
+use crate::transport::descriptor::{Arrived, Parcel};
 use crate::transport::ended::EndedError;
 use crate::transport::{Lane, LaneError, NoMessage};
 use crate::wait::{Deadline, Wait};
@@ -108,31 +108,25 @@ impl<T: Schema> Shared<T> {
         wanted: Option<Wanted>,
         room: &mut Room,
     ) -> Result<u64, SendError> {
-        let envelope = self.side.envelope(message, purpose)?;
+        let parcel = self.side.parcel(message, purpose)?;
         let mut state = self.state.lock();
         loop {
-            match self.try_send(&mut state, message, envelope, wanted) {
+            match self.try_send(&mut state, parcel, wanted) {
                 Ok(id) => return Ok(id),
                 Err(SendError::Full) => {}
-                Err(other) => return Err(self.side.unlend(envelope, other)),
+                Err(other) => return Err(self.side.unlend(parcel.envelope, other)),
             }
             let waited = match room {
                 Room::Now => Err(SendError::Full),
-                Room::By(deadline) => self.wait_for_room(&mut state, message, deadline),
+                Room::By(deadline) => self.wait_for_room(&mut state, parcel, deadline),
             };
             if let Err(error) = waited {
-                return Err(self.side.unlend(envelope, error));
+                return Err(self.side.unlend(parcel.envelope, error));
             }
         }
     }
 
-    fn try_send(
-        &self,
-        state: &mut State,
-        message: &Message<T>,
-        envelope: Envelope,
-        wanted: Option<Wanted>,
-    ) -> Result<u64, SendError> {
+    fn try_send(&self, state: &mut State, parcel: Parcel<'_>, wanted: Option<Wanted>) -> Result<u64, SendError> {
         if state.finished {
             return Err(SendError::Finished);
         }
@@ -144,27 +138,27 @@ impl<T: Schema> Shared<T> {
         let Some(lane) = &mut state.lane else { return Err(SendError::Full) };
         // Counted first: the answer may be here before this returns.
         let id = state.routes.send(wanted);
-        let sent = lane.try_send(envelope.numbered(id), message.fds());
+        let sent = lane.try_send(parcel.numbered(id));
         if !matches!(sent, Ok(true)) {
             state.routes.unsend(id);
         }
         match sent {
             Ok(true) => Ok(id),
             Ok(false) => Err(SendError::Full),
-            Err(ended) => Err(ended.into()),
+            Err(over) => Err(SendError::Ended(*over)),
         }
     }
 
     fn wait_for_room(
         &self,
         state: &mut MutexGuard<'_, State>,
-        message: &Message<T>,
+        parcel: Parcel<'_>,
         deadline: &mut Deadline,
     ) -> Result<(), SendError> {
-        let waited = self.with_lane(state, deadline, |lane, deadline| lane.wait_for_room(message.fds(), deadline));
+        let waited = self.with_lane(state, deadline, |lane, deadline| lane.wait_for_room(parcel, deadline));
         waited.map_err(|error| match error {
             LaneError::TimedOut => SendError::TimedOut,
-            LaneError::Ended(ended) => ended.into(),
+            LaneError::Ended(over) => SendError::Ended(*over),
         })
     }
 
@@ -296,16 +290,17 @@ impl<T: Schema> Shared<T> {
             return true;
         }
         state.led = true;
+        let mut message = Arrived::default();
         let found = MutexGuard::unlocked(state, || {
             if may_take {
-                return Some(port.receive(deadline));
+                return Some(port.receive(&mut message, deadline));
             }
             port.bell.wait(rung, deadline.at());
             None
         });
         state.led = false;
         match found {
-            Some(found) => self.arrived(state, found),
+            Some(found) => self.arrived(state, found.map(|()| message)),
             None => !deadline.has_passed(),
         }
     }
@@ -315,9 +310,10 @@ impl<T: Schema> Shared<T> {
         if !self.may_take(state) {
             return state.end.is_some();
         }
-        match self.side.port().try_receive() {
-            Ok(None) => false,
-            Ok(Some(envelope)) => self.arrived(state, Ok(envelope)),
+        let mut message = Arrived::default();
+        match self.side.port().try_receive(&mut message) {
+            Ok(false) => false,
+            Ok(true) => self.arrived(state, Ok(message)),
             Err(why) => {
                 self.arrived(state, Err(why));
                 true
@@ -346,22 +342,23 @@ impl<T: Schema> Shared<T> {
     }
 
     /// Keeps what came for whom it is for, and wakes them. False if time was up.
-    fn arrived(&self, state: &mut State, found: Result<Envelope, NoMessage>) -> bool {
+    fn arrived(&self, state: &mut State, found: Result<Arrived, NoMessage>) -> bool {
         match found {
-            Ok(envelope) => {
-                if let Err(over) = self.route(state, envelope) {
+            Ok(arrived) => {
+                if let Err(over) = self.route(state, arrived) {
                     ended(state, End::Ended(over));
                 }
             }
             Err(NoMessage::TimedOut) => return false,
             Err(NoMessage::Finished) => ended(state, End::Finished),
-            Err(NoMessage::Ended(over)) => ended(state, End::Ended(over)),
+            Err(NoMessage::Ended(over)) => ended(state, End::Ended(*over)),
         }
         true
     }
 
-    fn route(&self, state: &mut State, envelope: Envelope) -> Result<(), EndedError> {
-        let kept = self.side.keep(envelope)?;
+    fn route(&self, state: &mut State, arrived: Arrived) -> Result<(), EndedError> {
+        let envelope = arrived.envelope;
+        let kept = self.side.keep(arrived)?;
         let answers = Answers::of(&envelope);
         let routed = state.routes.arrived(envelope.id(), answers, kept, |kept| kept.tag(self.union?));
         match routed.map_err(|broken| self.side.cut_off(broken))? {

@@ -5,10 +5,12 @@ use super::error::{SendError, Unopened};
 use crate::message::{Builder, Marks, Message, OpenProblem, Opening, Received, Schema, Shelf, Trust, Union};
 use crate::shm::arena::Arena;
 use crate::shm::handle::{Handle, WORD};
+use crate::shm::inside::Inside;
 use crate::shm::loans::LendProblem;
 use crate::shm::view::Borrowed;
 use crate::sys::misbehaved::PeerMisbehaved;
-use crate::transport::descriptor::{ASKS, Cargo, Envelope, MORE};
+use crate::transport::Lane;
+use crate::transport::descriptor::{ASKS, Arrived, Envelope, MORE, Parcel};
 use crate::transport::ended::EndedError;
 use crate::transport::port::{Awaiting, Port};
 use std::marker::PhantomData;
@@ -30,8 +32,9 @@ pub(super) struct Side<T: Schema> {
 /// A message that came and waits to be opened. Goes home unread if it is dropped.
 pub(super) struct Kept {
     pub(super) envelope: Envelope,
-    /// `None` for what is inside the envelope itself.
+    /// One of these two has it.
     borrowed: Option<Borrowed>,
+    inside: Option<Inside>,
     awaiting: Option<Box<Awaiting>>,
 }
 
@@ -57,11 +60,12 @@ pub(super) enum Reply {
 }
 
 impl<T: Schema> Side<T> {
-    pub(super) fn new(port: Arc<Port>, trust: Trust, inline_max: usize) -> Self {
+    pub(super) fn new(lane: &Lane, trust: Trust, inline_max: usize) -> Self {
         // From 1: what came with no channel says 0.
         static SERIALS: AtomicU32 = AtomicU32::new(1);
         let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
-        Self { port, trust, shelf: Arc::default(), inside: inline_max / WORD, serial, root: PhantomData }
+        let inside = lane.inside_max().min(inline_max / WORD);
+        Self { port: lane.port().clone(), trust, shelf: Arc::default(), inside, serial, root: PhantomData }
     }
 
     #[inline]
@@ -100,7 +104,7 @@ impl<T: Schema> Side<T> {
 
     /// Lends a message to the peer, or puts it inside if it is that small, and addresses it, all but its number.
     #[inline(always)]
-    pub(super) fn envelope(&self, message: &Message<T>, purpose: Purpose) -> Result<Envelope, SendError> {
+    pub(super) fn parcel<'a>(&self, message: &'a Message<T>, purpose: Purpose) -> Result<Parcel<'a>, SendError> {
         let core = self.port.core();
         let frozen = message.frozen();
         if !frozen.arena().same(core.arena()) {
@@ -109,16 +113,18 @@ impl<T: Schema> Side<T> {
         if !self.port.is_open() {
             return Err(SendError::Ended(self.port.error()));
         }
-        let fds = message.fds().map_or(0, |fds| fds.len() as u8);
-        let envelope = match frozen.inside(self.inside).filter(|_| fds == 0) {
-            Some((words, count)) => Envelope::inside(words, count),
+        let fds = message.fds();
+        let (envelope, rest) = match frozen.inside(self.inside).filter(|_| fds.is_none()) {
+            Some(words) => Envelope::inside(words),
             None => {
                 let handle = core.loans().lend(frozen).map_err(|problem| self.not_lent(problem))?;
-                // At most 512 and 255, or it would not be frozen.
-                Envelope::lent(handle, frozen.segment_count() as u16, frozen.blobs().len() as u8).passing(fds)
+                // At most 512, 255 and 64, or it would not be frozen.
+                let envelope = Envelope::lent(handle, frozen.segment_count() as u16, frozen.blobs().len() as u8);
+                (envelope.passing(fds.map_or(0, |fds| fds.len() as u8)), [].as_slice())
             }
         };
-        Ok(envelope.marked(purpose.flags, message.kind(), purpose.in_reply_to))
+        let envelope = envelope.marked(purpose.flags, message.kind(), purpose.in_reply_to);
+        Ok(Parcel { envelope, rest, fds })
     }
 
     #[cold]
@@ -141,9 +147,10 @@ impl<T: Schema> Side<T> {
 
     /// Borrows what came, so that it goes home whatever happens to it.
     #[inline]
-    pub(super) fn keep(&self, envelope: Envelope) -> Result<Kept, EndedError> {
+    pub(super) fn keep(&self, arrived: Arrived) -> Result<Kept, EndedError> {
+        let Arrived { envelope, inside } = arrived;
         match envelope.lent_as().map(|handle| self.borrow(handle)).transpose() {
-            Ok(borrowed) => Ok(Kept { envelope, borrowed, awaiting: self.awaiting(&envelope) }),
+            Ok(borrowed) => Ok(Kept { envelope, borrowed, inside, awaiting: self.awaiting(&envelope) }),
             Err(broken) => Err(self.cut_off(broken)),
         }
     }
@@ -162,23 +169,30 @@ impl<T: Schema> Side<T> {
     pub(super) fn open_kept(&self, kept: Kept) -> Result<Received<T>, Unopened> {
         match kept.borrowed {
             Some(borrowed) => self.open_borrowed(&kept.envelope, borrowed, kept.awaiting),
-            None => self.open(&kept.envelope),
+            None => self.open(&mut Arrived { envelope: kept.envelope, inside: kept.inside }),
         }
     }
 
     /// Opens what has just come.
     #[inline(always)]
-    pub(super) fn open(&self, envelope: &Envelope) -> Result<Received<T>, Unopened> {
-        match envelope.cargo() {
-            Cargo::Lent(handle) => match self.borrow(handle) {
-                Ok(borrowed) => self.open_borrowed(envelope, borrowed, self.awaiting(envelope)),
-                Err(broken) => Err(self.cut_off(broken).into()),
-            },
-            Cargo::Inside(words, count) => Ok(Received::inside(words, count, self.marks(envelope), self.trust)),
+    pub(super) fn open(&self, arrived: &mut Arrived) -> Result<Received<T>, Unopened> {
+        let envelope = &arrived.envelope;
+        if let Some(inside) = arrived.inside.take() {
+            return Ok(Received::inside(inside, self.marks(envelope), self.trust));
+        }
+        let Some(handle) = envelope.lent_as() else {
+            return Err(self.cut_off(PeerMisbehaved::NoHandle).into());
+        };
+        match self.borrow(handle) {
+            Ok(borrowed) if envelope.is_plain() && self.trust.copy_limit().is_none() => {
+                Ok(Received::in_place(borrowed, self.marks(envelope)))
+            }
+            Ok(borrowed) => self.open_borrowed(envelope, borrowed, self.awaiting(envelope)),
+            Err(broken) => Err(self.cut_off(broken).into()),
         }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn open_borrowed(
         &self,
         envelope: &Envelope,
@@ -223,10 +237,10 @@ impl Answers {
 impl Kept {
     /// `None` if it has none, or is none: whoever opens it learns that.
     pub(super) fn tag(&self, union: Union) -> Option<u16> {
-        match (&self.borrowed, self.envelope.cargo()) {
+        match (&self.borrowed, &self.inside) {
             (Some(borrowed), _) => union.tag(borrowed, self.envelope.segments(), self.envelope.blobs()).ok().flatten(),
-            (None, Cargo::Inside(words, count)) => union.tag_inside(words.get(..count)?),
-            (None, Cargo::Lent(_)) => None,
+            (None, Some(inside)) => union.tag_inside(inside.words()),
+            (None, None) => None,
         }
     }
 }

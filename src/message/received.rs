@@ -3,7 +3,8 @@
 use super::schema::Schema;
 use super::trust::Trust;
 use crate::shm::blob::ReceivedBlob;
-use crate::shm::block::{INSIDE_WORDS, MAX_SEGMENTS};
+use crate::shm::block::MAX_SEGMENTS;
+use crate::shm::inside::Inside;
 use crate::shm::view::{Borrowed, Place};
 use crate::sys::fork::{self, NoForkFd};
 use crate::sys::misbehaved::PeerMisbehaved;
@@ -118,11 +119,18 @@ impl<T: Schema> Received<T> {
         Ok(Self { reader, attached: None, fork: fork::generation(), marks, root: PhantomData })
     }
 
-    /// A message that came inside its slot, and so is a copy already.
+    /// A message of one segment, with nothing else, of a lender that is believed.
+    #[inline(always)]
+    pub(crate) fn in_place(borrowed: Borrowed, marks: Marks) -> Self {
+        let reader = Reader::new(Segments::InPlace(borrowed), BELIEVED);
+        Self { reader, attached: None, fork: fork::generation(), marks, root: PhantomData }
+    }
+
+    /// A message that came inside its slots, and so is a copy already.
     #[inline]
-    pub(crate) fn inside(words: [u64; INSIDE_WORDS], count: usize, marks: Marks, trust: Trust) -> Self {
-        let options = if trust.copy_limit().is_some() { doubted(count) } else { BELIEVED };
-        let reader = Reader::new(Segments::Inside(words, count), options);
+    pub(crate) fn inside(inside: Inside, marks: Marks, trust: Trust) -> Self {
+        let options = if trust.copy_limit().is_some() { doubted(inside.words().len()) } else { BELIEVED };
+        let reader = Reader::new(Segments::Inside(inside), options);
         Self { reader, attached: None, fork: fork::generation(), marks, root: PhantomData }
     }
 
@@ -299,8 +307,8 @@ enum Segments {
     /// With blobs on the same loan.
     Shared(Arc<Borrowed>, Box<[Place]>),
     Copied(Box<Copied>),
-    /// One of so many words, which came inside its slot.
-    Inside([u64; INSIDE_WORDS], usize),
+    /// The only one, which came inside its slots.
+    Inside(Inside),
 }
 
 /// How a copy of so many words may be walked. Several pointers to one object make a small message a large one to walk.
@@ -370,17 +378,17 @@ impl ReaderSegments for Segments {
         match self {
             // SAFETY: made only where the trust in this lender was vouched for: `Trust::in_place`.
             Self::InPlace(borrowed) if index == 0 => Some(unsafe { borrowed.bytes(borrowed.whole()) }),
+            Self::Inside(inside) if index == 0 => Some(as_bytes(inside.words())),
             _ => self.get_rarer(index),
         }
     }
 
     fn len(&self) -> usize {
         match self {
-            Self::InPlace(_) => 1,
+            Self::InPlace(_) | Self::Inside(_) => 1,
             Self::Several(several) => several.1.len(),
             Self::Shared(_, places) => places.len(),
             Self::Copied(copy) => copy.ends.len(),
-            Self::Inside(..) => 1,
         }
     }
 }
@@ -388,11 +396,10 @@ impl ReaderSegments for Segments {
 impl Segments {
     fn get_rarer(&self, index: u32) -> Option<&[u8]> {
         let (borrowed, place) = match self {
-            Self::InPlace(_) => return None,
+            Self::InPlace(_) | Self::Inside(_) => return None,
             Self::Several(several) => (&several.0, *several.1.get(index as usize)?),
             Self::Shared(loan, places) => (&**loan, *places.get(index as usize)?),
             Self::Copied(copy) => return copy.segment(index as usize),
-            Self::Inside(words, count) => return words.get(..*count).filter(|_| index == 0).map(as_bytes),
         };
         // SAFETY: made only where the trust in this lender was vouched for: `Trust::in_place`.
         Some(unsafe { borrowed.bytes(place) })

@@ -64,7 +64,7 @@ impl Trust {
 
     /// The most bytes to copy; `None` where nothing is copied.
     #[inline]
-    pub(super) fn copy_limit(self) -> Option<u64> {
+    pub(crate) fn copy_limit(self) -> Option<u64> {
         match self.0 {
             How::Snapshot { max_bytes } => Some(max_bytes),
             How::InPlace => None,

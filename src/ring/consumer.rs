@@ -1,6 +1,6 @@
 //! The emptying end. Believes its own position, checks every sequence number.
 
-use super::{Payload, SEQUENCE, SLOT, area, slot_at};
+use super::{PAYLOAD, Payload, SEQUENCE, SLOT, area, slot_at, slots_for};
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
@@ -26,51 +26,83 @@ impl Consumer {
     }
 
     /// Takes the next slot if it is filled, each word read once.
-    #[inline]
+    #[cfg(any(fuzzing, test))]
     pub(crate) fn try_pop(&mut self) -> Result<Option<Payload>, PeerMisbehaved> {
-        let payload = match self.peeked.take() {
-            Some(payload) => payload,
-            None => match self.read()? {
-                Some(payload) => payload,
-                None => return Ok(None),
-            },
-        };
-        self.emptied += 1;
-        // From here on the producer may fill the slot again: the loads above come first, because this is a release.
-        self.own.publish(area::CURSOR, self.emptied);
+        let mut payload = [0; PAYLOAD];
+        if !self.read_next(&mut payload)? {
+            return Ok(None);
+        }
+        self.advance(1);
         Ok(Some(payload))
     }
 
-    /// What [`try_pop`](Self::try_pop) would take; it stays the producer's to wait for until then.
+    /// Reads the next slot, each word once; false if it is not filled. To be followed by [`advance`](Self::advance).
+    #[inline(always)]
+    pub(crate) fn read_next(&mut self, into: &mut Payload) -> Result<bool, PeerMisbehaved> {
+        if self.peeked.is_some() { Ok(self.take_peeked(into)) } else { self.read(into) }
+    }
+
+    #[cold]
+    fn take_peeked(&mut self, into: &mut Payload) -> bool {
+        self.peeked.take().map(|payload| *into = payload).is_some()
+    }
+
+    /// What was pushed together with the next slot, which has just been read: the words of the slots after it. Tells how
+    /// many slots it is all in all.
+    #[inline]
+    pub(crate) fn read_rest(&self, rest: &mut [u64]) -> Result<u64, PeerMisbehaved> {
+        for (words, position) in rest.chunks_mut(PAYLOAD).zip(self.emptied + 1..) {
+            let (at, expected) = (slot_at(position, self.capacity - 1), position + 1);
+            // Stored before the next slot was published, which has been acquired.
+            let found = self.peer.peek(at + SEQUENCE);
+            if found != expected {
+                return Err(PeerMisbehaved::SequenceOutOfRange { found, expected });
+            }
+            self.peer.peek_run(at, words);
+        }
+        Ok(slots_for(rest.len()))
+    }
+
+    /// Lets go of slots that have been read.
+    #[inline]
+    pub(crate) fn advance(&mut self, slots: u64) {
+        self.emptied += slots;
+        // From here on the producer may fill them again: the loads before come first, because this is a release.
+        self.own.publish(area::CURSOR, self.emptied);
+    }
+
+    /// What [`read_next`](Self::read_next) would read; it stays the producer's to wait for until then.
     #[inline]
     pub(crate) fn peek(&mut self) -> Result<Option<&Payload>, PeerMisbehaved> {
-        if self.peeked.is_none() {
-            self.peeked = self.read()?;
+        let mut payload = [0; PAYLOAD];
+        if self.peeked.is_none() && self.read(&mut payload)? {
+            self.peeked = Some(payload);
         }
         Ok(self.peeked.as_ref())
     }
 
-    /// Whether [`try_pop`](Self::try_pop) has anything to say.
+    /// Whether [`read_next`](Self::read_next) has anything to say.
     #[inline]
     pub(crate) fn is_ready(&self) -> bool {
         // Nothing is learnt from this word but that it is time to read it properly.
         self.peeked.is_some() || self.peer.peek(self.next() + SEQUENCE) != self.lap_before()
     }
 
-    #[inline]
-    fn read(&self) -> Result<Option<Payload>, PeerMisbehaved> {
+    #[inline(always)]
+    fn read(&self, into: &mut Payload) -> Result<bool, PeerMisbehaved> {
         let at = self.next();
         let expected = self.emptied + 1;
         let found = self.peer.acquire(at + SEQUENCE);
         if found != expected {
             // Not filled yet: the slot is as the lap before left it, or never used.
             return if found == self.lap_before() {
-                Ok(None)
+                Ok(false)
             } else {
                 Err(PeerMisbehaved::SequenceOutOfRange { found, expected })
             };
         }
-        Ok(Some(std::array::from_fn(|index| self.peer.peek(at + index))))
+        self.peer.peek_run(at, into);
+        Ok(true)
     }
 
     /// Where to sleep until the next slot is filled, and what that word holds until then.

@@ -5,6 +5,8 @@
 //! it was filled at. So one line crosses per message, and a consumer needs nothing else to know that a slot is ready.
 //! The consumer's cursor is a publication of its own, read by the producer only when its last copy says full.
 //!
+//! What is longer than a slot takes several in a row, of which the first is published last.
+//!
 //! No `unsafe`: a racing or lying peer can make words wrong, never memory.
 
 mod consumer;
@@ -69,6 +71,17 @@ pub(crate) fn filled(own: &OwnWords) -> u64 {
 pub(crate) fn is_emptied(own: &OwnWords, consumers: &PeerWords) -> bool {
     let filled = filled(own);
     consumers.acquire(area::CURSOR) >= filled
+}
+
+/// Slots that a payload takes together with so many words more.
+#[inline]
+pub(crate) fn slots_for(rest: usize) -> u64 {
+    if rest == 0 { 1 } else { several(rest) }
+}
+
+#[inline(never)]
+fn several(rest: usize) -> u64 {
+    1 + rest.div_ceil(PAYLOAD) as u64
 }
 
 /// Positions count up for ever and are cut to a slot by `mask`.

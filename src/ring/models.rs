@@ -65,7 +65,7 @@ struct Room<'a>(&'a mut Producer, &'a mut Patience, &'a mut Sleeper);
 
 impl Source for Room<'_> {
     fn ready(&mut self) -> bool {
-        self.0.has_room().expect("an honest peer")
+        self.0.has_room(1).expect("an honest peer")
     }
     fn spot(&self) -> (Spot<'_>, u32) {
         self.0.spot()
@@ -98,7 +98,7 @@ fn conversation(count: u64) {
     let sending = thread::spawn(move || {
         let mut patience = Patience::new(Wait::Park);
         for number in 1..=count {
-            while producer.try_push(&payload(number)).expect("an honest peer").is_err() {
+            while producer.try_push(&payload(number), &[]).expect("an honest peer").is_err() {
                 let mut room = Room(&mut producer, &mut patience, &mut room_sleeper);
                 assert!(wait::wait(&mut room, &sender_bell, &mut Deadline::Never));
             }
@@ -118,14 +118,34 @@ fn conversation(count: u64) {
 }
 
 #[test]
+fn what_takes_several_slots_is_whole_when_the_first_shows() {
+    loom::model(|| {
+        let world = world(4);
+        let mut arrival = receiver(&world);
+        let (mut producer, _, _) = sender(&world);
+        let sending = thread::spawn(move || {
+            producer.try_push(&payload(1), &[5, 6]).unwrap().unwrap();
+        });
+        let mut found = [0; PAYLOAD];
+        if arrival.0.read_next(&mut found).expect("an honest peer") {
+            let mut rest = [0; 2];
+            assert_eq!(arrival.0.read_rest(&mut rest), Ok(2));
+            assert_eq!((found, rest), (payload(1), [5, 6]));
+            arrival.0.advance(2);
+        }
+        sending.join().unwrap();
+    });
+}
+
+#[test]
 fn a_slot_is_whole_when_its_sequence_shows() {
     loom::model(|| {
         let world = world(2);
         let mut arrival = receiver(&world);
         let (mut producer, _, _) = sender(&world);
         let sending = thread::spawn(move || {
-            producer.try_push(&payload(1)).unwrap().unwrap();
-            producer.try_push(&payload(2)).unwrap().unwrap();
+            producer.try_push(&payload(1), &[]).unwrap().unwrap();
+            producer.try_push(&payload(2), &[]).unwrap().unwrap();
         });
         for number in 1..=2 {
             // One look each: what is there must be whole.
@@ -146,10 +166,10 @@ fn a_slot_is_not_refilled_while_it_is_read() {
         let mut arrival = receiver(&world);
         let (mut producer, _, _) = sender(&world);
         for number in 1..=2 {
-            producer.try_push(&payload(number)).unwrap().unwrap();
+            producer.try_push(&payload(number), &[]).unwrap().unwrap();
         }
         let sending = thread::spawn(move || {
-            let _ = producer.try_push(&payload(3)).unwrap();
+            let _ = producer.try_push(&payload(3), &[]).unwrap();
         });
         for number in 1..=2 {
             assert_eq!(arrival.0.try_pop(), Ok(Some(payload(number))));
@@ -214,7 +234,7 @@ fn at_the_door(count: u64) {
         move || {
             let mut rings = 0;
             for number in 1..=count {
-                producer.try_push(&payload(number)).expect("an honest peer").expect("room");
+                producer.try_push(&payload(number), &[]).expect("an honest peer").expect("room");
                 if notifier.notify(|| producer.consumers_spot()) == Roused::AtDoor {
                     rings += 1;
                     door.ring();

@@ -1,6 +1,6 @@
 //! The filling end. Believes its own position, checks the other's cursor.
 
-use super::{PAYLOAD, Payload, SEQUENCE, SLOT, area, slot_at};
+use super::{PAYLOAD, Payload, SEQUENCE, SLOT, area, slot_at, slots_for};
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
@@ -17,6 +17,8 @@ pub(crate) struct Producer {
     capacity: u64,
     /// Slots filled so far. Never read back from shared memory.
     filled: u64,
+    /// Where the last push began: the slot that published it.
+    head: u64,
     /// The last cursor seen, checked: `filled - capacity <= consumed <= filled`.
     consumed: u64,
 }
@@ -26,31 +28,38 @@ impl Producer {
     pub(crate) fn new(own: Arc<OwnWords>, peer: Arc<PeerWords>) -> Self {
         let capacity = ((own.len() - area::SLOTS) / SLOT) as u64;
         debug_assert!(capacity.is_power_of_two());
-        Self { own, peer, capacity, filled: 0, consumed: 0 }
+        Self { own, peer, capacity, filled: 0, head: 0, consumed: 0 }
     }
 
-    /// Fills the next slot and publishes it: from here on the consumer may read it and everything stored before.
-    #[inline]
-    pub(crate) fn try_push(&mut self, payload: &Payload) -> Result<Result<(), Full>, PeerMisbehaved> {
-        if self.filled - self.consumed == self.capacity && self.refresh()? == 0 {
+    /// Fills the next slot, and as many after it as `rest` takes, and publishes them all at once: from here on the
+    /// consumer may read them and everything stored before.
+    #[inline(always)]
+    pub(crate) fn try_push(&mut self, payload: &Payload, rest: &[u64]) -> Result<Result<(), Full>, PeerMisbehaved> {
+        let slots = slots_for(rest.len());
+        if !self.has_room(slots)? {
             return Ok(Err(Full));
         }
-        let at = slot_at(self.filled, self.capacity - 1);
+        let (head, at) = (self.filled, slot_at(self.filled, self.capacity - 1));
         if cfg!(strait_plant = "early-publish") {
-            self.own.publish(at + SEQUENCE, self.filled + 1);
+            self.own.publish(at + SEQUENCE, head + 1);
         }
-        for (index, &word) in payload.iter().enumerate() {
-            self.own.store(at + index, word);
+        // What comes after the first goes in before it: whoever sees that sees all.
+        for (words, position) in rest.chunks(PAYLOAD).zip(head + 1..) {
+            let at = slot_at(position, self.capacity - 1);
+            self.own.store_run(at, words);
+            self.own.store(at + SEQUENCE, position + 1);
         }
-        self.filled += 1;
-        self.own.publish(at + SEQUENCE, self.filled);
+        self.own.store_run(at, payload);
+        (self.head, self.filled) = (head, head + slots);
+        self.own.publish(at + SEQUENCE, head + 1);
         const { assert!(PAYLOAD == SEQUENCE) };
         Ok(Ok(()))
     }
 
-    /// Whether a push would succeed now.
-    pub(crate) fn has_room(&mut self) -> Result<bool, PeerMisbehaved> {
-        Ok(self.filled - self.consumed < self.capacity || self.refresh()? > 0)
+    /// Whether so many slots can be filled now.
+    #[inline]
+    pub(crate) fn has_room(&mut self, slots: u64) -> Result<bool, PeerMisbehaved> {
+        Ok(self.capacity - (self.filled - self.consumed) >= slots || self.refresh()? >= slots)
     }
 
     /// Whether the consumer has emptied every slot that was filled.
@@ -80,10 +89,10 @@ impl Producer {
         self.capacity
     }
 
-    /// Where the consumer sleeps for the slot filled last: it slept before that was published, or not at all.
+    /// Where the consumer sleeps for what was pushed last: it slept before that was published, or not at all.
     #[inline]
     pub(crate) fn consumers_spot(&self) -> Spot<'_> {
-        self.own.spot(slot_at(self.filled.wrapping_sub(1), self.capacity - 1) + SEQUENCE)
+        self.own.spot(slot_at(self.head, self.capacity - 1) + SEQUENCE)
     }
 
     /// Where to sleep until the consumer's cursor moves on from the value given.

@@ -1,6 +1,6 @@
 //! The ring in one process: order, fullness, and every shared word turned into a lie.
 
-use super::{Consumer, Full, PAYLOAD, Producer, SEQUENCE, area, slot_at};
+use super::{Consumer, Full, PAYLOAD, Producer, SEQUENCE, area, slot_at, slots_for};
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, shared};
 use std::sync::Arc;
@@ -35,7 +35,7 @@ fn slots_come_out_as_they_went_in_over_many_laps() {
     let (mut pushed, mut popped) = (0, 0);
     for step in 0..1000_u64 {
         for _ in 0..step % 5 {
-            match rig.producer.try_push(&payload(pushed)) {
+            match rig.producer.try_push(&payload(pushed), &[]) {
                 Ok(Ok(())) => pushed += 1,
                 Ok(Err(Full)) => assert_eq!(pushed - popped, 4),
                 Err(broken) => panic!("{broken}"),
@@ -55,6 +55,66 @@ fn slots_come_out_as_they_went_in_over_many_laps() {
     assert!(popped > 100);
 }
 
+/// Pushes `number` with so many words more, all of them `number` too.
+fn push_long(producer: &mut Producer, number: u64, words: usize) -> bool {
+    producer.try_push(&payload(number), &vec![number; words]).unwrap().is_ok()
+}
+
+#[test]
+fn what_takes_several_slots_comes_out_as_it_went_in() {
+    let mut rig = rig(8);
+    let (mut pushed, mut popped) = (0_u64, 0);
+    let words = |number: u64| (number * 5 % 22) as usize;
+    while popped < 1000 {
+        if push_long(&mut rig.producer, pushed, words(pushed)) {
+            pushed += 1;
+            continue;
+        }
+        // So many were in the way that the next found no room.
+        let mut slots = 0;
+        let mut found = [0; PAYLOAD];
+        while rig.consumer.read_next(&mut found).unwrap() {
+            assert_eq!(found, payload(popped));
+            let mut rest = vec![0; words(popped)];
+            let taken = rig.consumer.read_rest(&mut rest).unwrap();
+            assert_eq!((rest, taken), (vec![popped; words(popped)], slots_for(words(popped))));
+            rig.consumer.advance(taken);
+            popped += 1;
+            slots += taken;
+        }
+        assert!(slots + slots_for(words(pushed)) > 8);
+    }
+}
+
+#[test]
+fn what_does_not_follow_is_told_from_what_does() {
+    for words in 1..=21 {
+        for position in 0..slots_for(words) - 1 {
+            let at = slot_at(1 + position, 3) + SEQUENCE;
+            let truth = position + 2;
+            for lie in lies(truth, 4) {
+                let mut rig = filled_with(words);
+                rig.producers.publish(at, lie);
+                assert!(rig.consumer.read_next(&mut [0; PAYLOAD]).unwrap());
+                let found = rig.consumer.read_rest(&mut vec![0; words]);
+                assert_eq!(found, Err(PeerMisbehaved::SequenceOutOfRange { found: lie, expected: truth }));
+            }
+        }
+    }
+    // As many as the ring has slots, and more.
+    let mut rig = filled(4, 0);
+    assert!(rig.consumer.read_next(&mut [0; PAYLOAD]).unwrap());
+    assert_eq!(rig.consumer.read_rest(&mut [0; 21]), Ok(4));
+    assert!(rig.consumer.read_rest(&mut [0; 22]).is_err());
+}
+
+/// A ring of four with one message in it that has so many words more than a slot.
+fn filled_with(words: usize) -> Rig {
+    let mut rig = rig(4);
+    assert!(push_long(&mut rig.producer, 7, words));
+    rig
+}
+
 /// Values that a word may be made to hold: every bit of the true one flipped, and the edges.
 fn lies(truth: u64, capacity: u64) -> impl Iterator<Item = u64> {
     let flipped = (0..64).map(move |bit| truth ^ 1 << bit);
@@ -67,7 +127,7 @@ fn lies(truth: u64, capacity: u64) -> impl Iterator<Item = u64> {
 fn filled(pushed: u64, popped: u64) -> Rig {
     let mut rig = rig(4);
     for number in 0..pushed {
-        assert_eq!(rig.producer.try_push(&payload(number)), Ok(Ok(())));
+        assert_eq!(rig.producer.try_push(&payload(number), &[]), Ok(Ok(())));
         if number < popped {
             assert!(matches!(rig.consumer.try_pop(), Ok(Some(_))));
         }
@@ -110,7 +170,7 @@ fn a_cursor_that_cannot_be_is_told_from_one_that_can() {
             let mut rig = filled(pushed, popped);
             rig.consumers.publish(area::CURSOR, lie);
             let known = rig.producer.consumed();
-            match rig.producer.try_push(&payload(0)) {
+            match rig.producer.try_push(&payload(0), &[]) {
                 Ok(Ok(())) => assert!(lie > known && lie <= pushed),
                 Ok(Err(Full)) => assert_eq!(lie, known),
                 Err(PeerMisbehaved::CursorOutOfRange { found, low, high }) => {
@@ -127,10 +187,10 @@ fn a_cursor_that_cannot_be_is_told_from_one_that_can() {
 fn a_cursor_never_goes_back() {
     let mut rig = filled(4, 0);
     rig.consumers.publish(area::CURSOR, 2);
-    assert_eq!(rig.producer.try_push(&payload(4)), Ok(Ok(())));
-    assert_eq!(rig.producer.try_push(&payload(5)), Ok(Ok(())));
+    assert_eq!(rig.producer.try_push(&payload(4), &[]), Ok(Ok(())));
+    assert_eq!(rig.producer.try_push(&payload(5), &[]), Ok(Ok(())));
     rig.consumers.publish(area::CURSOR, 1);
-    let found = rig.producer.try_push(&payload(6));
+    let found = rig.producer.try_push(&payload(6), &[]);
     assert_eq!(found, Err(PeerMisbehaved::CursorOutOfRange { found: 1, low: 2, high: 6 }));
 }
 
@@ -141,7 +201,7 @@ fn two_threads_agree_on_a_million_slots() {
     std::thread::scope(|scope| {
         scope.spawn(move || {
             for number in 0..slots {
-                while producer.try_push(&payload(number)) != Ok(Ok(())) {
+                while producer.try_push(&payload(number), &[]) != Ok(Ok(())) {
                     std::thread::yield_now();
                 }
             }

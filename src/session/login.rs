@@ -321,7 +321,7 @@ fn channels_in(from: &mut Reader<'_>) -> Result<Vec<(ChannelSpec, AreaAt)>, Peer
 /// A digest (FNV-1a) of everything two builds must lay out alike in shared words. Change the text with the layout.
 const fn layout() -> u64 {
     let text =
-        b"slot: 7 words + sequence; area: cursor 0, receiver 16, sender 32, slots 48; end: sleeps (1 futex, 2 door), \
+        b"slot: 7 words + sequence; inside: 4, then 7; area: cursor 0, receiver 16, sender 32, slots 48; end: sleeps (1 futex, 2 door), \
         cpu, leaves fence; \
         handle: offset 36, arena 24, len 36, ticket 32; table: offset, len; blob: offset, bytes; control: 128; \
         login: 1024; capnp; endian: ";

@@ -44,7 +44,7 @@ pub fn ring(bytes: &[u8]) {
             2 => theirs.publish(area::SLOTS + (emptied % 4 * 8) as usize + 7, emptied + 1),
             _ => {}
         }
-        match producer.try_push(&[value; 7]) {
+        match producer.try_push(&[value; 7], &[]) {
             Ok(Ok(())) => filled += 1,
             Ok(Err(_)) => assert!(filled >= 4),
             Err(_) => return,

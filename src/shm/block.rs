@@ -98,6 +98,11 @@ impl Segment {
     fn piece(self) -> Piece {
         Piece { start: self.start, bytes: self.words as usize * WORD, align: WORD }
     }
+
+    #[inline]
+    fn bytes(self) -> u64 {
+        u64::from(self.words) * WORD as u64
+    }
 }
 
 // SAFETY: as for `Block`.
@@ -141,6 +146,10 @@ impl Drop for Segments {
 #[derive(Debug)]
 pub(crate) struct Frozen {
     segments: Segments,
+    /// What a handle has to name, in words: the segment itself, or the table of several.
+    place: (u64, u64),
+    /// What it keeps from being used otherwise.
+    bytes: u64,
     /// With more than one segment, or any blob.
     rest: Option<Box<Rest>>,
 }
@@ -153,9 +162,6 @@ struct Rest {
     table: Block,
     blobs: Box<[Blob]>,
 }
-
-/// The longest message that may cross without being lent: what a slot has room for.
-pub(crate) const INSIDE_WORDS: usize = 4;
 
 /// More would not fit a slot's count; Cap'n Proto itself draws the line at 512.
 pub(crate) const MAX_SEGMENTS: usize = 512;
@@ -178,8 +184,11 @@ impl Frozen {
     #[inline]
     pub(crate) fn new(segments: Segments) -> Result<Arc<Self>, FreezeProblem> {
         debug_assert!(segments.pieces.iter().all(|segment| segment.used > 0));
-        match segments.pieces.len() {
-            1 => Ok(Arc::new(Self { segments, rest: None })),
+        match segments.pieces.as_slice() {
+            &[segment] => {
+                let place = (segments.arena.offset_of(segment.piece()), u64::from(segment.used));
+                Ok(Arc::new(Self { segments, place, bytes: segment.bytes(), rest: None }))
+            }
             _ => Self::with_blobs(segments, Vec::new()),
         }
     }
@@ -198,7 +207,10 @@ impl Frozen {
             return Err(FreezeProblem::ForeignBlob);
         }
         let table = Self::table(&segments, &blobs).map_err(FreezeProblem::Alloc)?;
-        Ok(Arc::new(Self { segments, rest: Some(Box::new(Rest { table, blobs: blobs.into() })) }))
+        let place = (table.offset(), table.piece.words() as u64);
+        let bytes = segments.pieces.iter().map(|segment| segment.bytes()).chain(blobs.iter().map(Blob::allocated));
+        let bytes = bytes.fold(0, u64::saturating_add);
+        Ok(Arc::new(Self { segments, place, bytes, rest: Some(Box::new(Rest { table, blobs: blobs.into() })) }))
     }
 
     fn table(segments: &Segments, blobs: &[Blob]) -> Result<Block, AllocError> {
@@ -242,11 +254,7 @@ impl Frozen {
     /// What a handle has to name, in words: the segment itself, or the table of several.
     #[inline]
     pub(crate) fn place(&self) -> (u64, u64) {
-        match (&self.rest, self.segments.pieces.first()) {
-            (Some(rest), _) => (rest.table.offset(), rest.table.piece.words() as u64),
-            (None, Some(segment)) => (self.segments.arena.offset_of(segment.piece()), u64::from(segment.used)),
-            (None, None) => unreachable!("`new` refuses what has no segments"),
-        }
+        self.place
     }
 
     #[inline]
@@ -254,25 +262,27 @@ impl Frozen {
         self.segments.pieces.len()
     }
 
-    /// Its words and how many, if it is one segment of at most so many and nothing else.
+    /// Its words, if it is one segment of at most so many and nothing else.
     #[inline]
-    pub(crate) fn inside(&self, limit: usize) -> Option<([u64; INSIDE_WORDS], usize)> {
+    pub(crate) fn inside(&self, limit: usize) -> Option<&[u64]> {
         let used = self.segments.pieces.first()?.used as usize;
-        if used > limit.min(INSIDE_WORDS) || self.rest.is_some() {
-            return None;
-        }
-        let (words, _) = self.segment(0)?.as_chunks::<WORD>();
-        let word = |index| words.get(index).map_or(0, |word| u64::from_ne_bytes(*word));
-        Some((std::array::from_fn(word), used))
+        if used > limit || self.rest.is_some() { None } else { self.words(0) }
     }
 
     /// The bytes of segment `index`, which nobody writes while `self` lives.
     pub(crate) fn segment(&self, index: usize) -> Option<&[u8]> {
+        let words = self.words(index)?;
+        // SAFETY: initialised words are initialised bytes, and bytes need no alignment.
+        Some(unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) })
+    }
+
+    #[inline]
+    fn words(&self, index: usize) -> Option<&[u64]> {
         let &Segment { start, used, .. } =
             self.segments.pieces.get(index).filter(|_| !self.segments.arena.is_forked())?;
-        // SAFETY: `used` words of the piece are initialised (pieces come zeroed), live as long as `self`, and are
-        // written by nobody: this process gave up its writer to make `self`, and no other process has ever had one.
-        Some(unsafe { std::slice::from_raw_parts(start.as_ptr(), used as usize * WORD) })
+        // SAFETY: `used` words of the piece are aligned and initialised (pieces come zeroed), live as long as `self`, and
+        // are written by nobody: this process gave up its writer to make `self`, and no other process has ever had one.
+        Some(unsafe { std::slice::from_raw_parts(start.cast().as_ptr(), used as usize) })
     }
 
     #[inline]
@@ -316,10 +326,6 @@ impl Frozen {
     /// What it keeps from being used otherwise.
     #[inline]
     pub(crate) fn bytes(&self) -> u64 {
-        let segments = self.segments.pieces.iter().map(|segment| u64::from(segment.words) * WORD as u64).sum();
-        match &self.rest {
-            None => segments,
-            Some(rest) => rest.blobs.iter().map(Blob::allocated).fold(segments, u64::saturating_add),
-        }
+        self.bytes
     }
 }

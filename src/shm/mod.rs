@@ -13,6 +13,7 @@ pub(crate) mod counters;
 pub(crate) mod graph;
 pub(crate) mod handle;
 mod hooks;
+pub(crate) mod inside;
 pub(crate) mod loans;
 mod mallctl;
 pub(crate) mod mirror;

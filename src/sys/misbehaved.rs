@@ -37,8 +37,8 @@ pub enum PeerMisbehaved {
         /// The arena the peer announced.
         expected: u32,
     },
-    /// A message inside a slot claims no words, or more than fit, or something that travels beside it.
-    #[error("message of {0} words inside a slot, or with something beside it")]
+    /// A message inside its slots claims no words, or more than may be, or something that travels beside it.
+    #[error("message of {0} words inside its slots, or with something beside it")]
     InsideLength(u16),
     /// A message, or a slot of returns, that names no memory.
     #[error("a slot without a handle")]

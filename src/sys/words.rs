@@ -62,6 +62,13 @@ mod real {
             self.0.words()[index].store(value, Ordering::Relaxed);
         }
 
+        /// As [`store`](Self::store), several in a row.
+        #[inline]
+        pub(crate) fn store_run(&self, index: usize, values: &[u64]) {
+            let words = &self.0.words()[index..][..values.len()];
+            words.iter().zip(values).for_each(|(word, &value)| word.store(value, Ordering::Relaxed));
+        }
+
         /// What this process stored last.
         pub(crate) fn peek(&self, index: usize) -> u64 {
             self.0.words()[index].load(Ordering::Relaxed)
@@ -105,6 +112,13 @@ mod real {
         #[inline]
         pub(crate) fn peek(&self, index: usize) -> u64 {
             self.0.words()[index].load(Ordering::Relaxed)
+        }
+
+        /// As [`peek`](Self::peek), several in a row, each once.
+        #[inline]
+        pub(crate) fn peek_run(&self, index: usize, values: &mut [u64]) {
+            let words = &self.0.words()[index..][..values.len()];
+            values.iter_mut().zip(words).for_each(|(value, word)| *value = word.load(Ordering::Relaxed));
         }
 
         /// Loads so that what the writer stored before publishing this value is visible.
@@ -151,6 +165,9 @@ mod model {
         pub(crate) fn store(&self, index: usize, value: u64) {
             self.0.words[index].store(value, Ordering::Relaxed);
         }
+        pub(crate) fn store_run(&self, index: usize, values: &[u64]) {
+            values.iter().zip(index..).for_each(|(&value, index)| self.store(index, value));
+        }
         pub(crate) fn publish(&self, index: usize, value: u64) {
             self.0.words[index].store(value, PUBLISH);
         }
@@ -165,6 +182,9 @@ mod model {
         }
         pub(crate) fn peek(&self, index: usize) -> u64 {
             self.0.words[index].load(Ordering::Relaxed)
+        }
+        pub(crate) fn peek_run(&self, index: usize, values: &mut [u64]) {
+            values.iter_mut().zip(index..).for_each(|(value, index)| *value = self.peek(index));
         }
         pub(crate) fn acquire(&self, index: usize) -> u64 {
             let value = self.0.words[index].load(Ordering::Relaxed);

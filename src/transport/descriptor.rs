@@ -7,11 +7,14 @@
 //! | 2 | id replied to, or 0 | handle | id replied to, or 0 |
 //! | 3, 4 | handle | handle, two words each | the message |
 //! | 5, 6 | a returned handle, or 0 | handle or 0 | the message |
+//!
+//! What does not fit of a message inside is in the slots after this one, seven words in each.
 
 use crate::ring::Payload;
-use crate::shm::block::INSIDE_WORDS;
 use crate::shm::handle::Handle;
+use crate::shm::inside::{INSIDE_WORDS, Inside};
 use crate::sys::misbehaved::PeerMisbehaved;
+use crate::sys::passed::Fds;
 
 /// A slot's meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,17 +25,38 @@ pub(crate) enum Descriptor {
 }
 
 /// A message on its way, unopened: the words of its slot as they cross, taken apart only where they are looked into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Envelope(Payload);
 
-/// Where a message is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cargo {
-    /// On loan.
-    Lent(Handle),
-    /// In its slot: its one segment, of so many words.
-    Inside([u64; INSIDE_WORDS], usize),
+/// A message to be sent: its envelope, what does not fit into that of a message inside, and what goes through the socket.
+#[derive(Clone, Copy)]
+pub(crate) struct Parcel<'a> {
+    pub(crate) envelope: Envelope,
+    pub(crate) rest: &'a [u64],
+    pub(crate) fds: Option<&'a Fds>,
 }
+
+/// A message that came, unopened. Large, so it stays where it was first put.
+#[derive(Debug, Default)]
+pub(crate) struct Arrived {
+    pub(crate) envelope: Envelope,
+    /// All of it, if it came inside its slots.
+    pub(crate) inside: Option<Inside>,
+}
+
+/// What a slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A message on loan.
+    Lent,
+    /// A message inside, or its beginning.
+    Inside,
+    /// Handles that go home.
+    Returns,
+}
+
+/// Words of a message inside that its first slot has room for.
+pub(crate) const FIRST_INSIDE: usize = 4;
 
 /// Flag of an answer: more answers to the same message follow.
 pub(crate) const MORE: u8 = 1;
@@ -47,6 +71,14 @@ const MESSAGE: u64 = 1;
 const RETURNED: u64 = 2;
 const INSIDE: u64 = 3;
 
+impl Parcel<'_> {
+    /// The same with its number, which counts the messages of a direction, from 1.
+    #[inline]
+    pub(crate) fn numbered(self, id: u64) -> Self {
+        Self { envelope: self.envelope.numbered(id), ..self }
+    }
+}
+
 impl Envelope {
     /// Of a message on loan.
     #[inline]
@@ -55,12 +87,16 @@ impl Envelope {
         Self([MESSAGE | u64::from(segments) << 16 | u64::from(blobs) << 32, 0, 0, low, high, 0, 0])
     }
 
-    /// Of a message of one segment that travels in its slot.
+    /// Of a message of one segment that travels in its slots, and the words that do not fit the first.
     #[inline]
-    pub(crate) fn inside(words: [u64; INSIDE_WORDS], count: usize) -> Self {
-        debug_assert!((1..=INSIDE_WORDS).contains(&count));
-        let [a, b, c, d] = words;
-        Self([INSIDE | (count as u64) << 16, 0, 0, a, b, c, d])
+    pub(crate) fn inside(words: &[u64]) -> (Self, &[u64]) {
+        debug_assert!((1..=INSIDE_WORDS).contains(&words.len()));
+        let head = INSIDE | (words.len() as u64) << 16;
+        if let Some((&[a, b, c, d], rest)) = words.split_first_chunk::<FIRST_INSIDE>() {
+            return (Self([head, 0, 0, a, b, c, d]), rest);
+        }
+        let word = |index| words.get(index).copied().unwrap_or(0);
+        (Self([head, 0, 0, word(0), word(1), word(2), word(3)]), &[])
     }
 
     /// The same with how many file descriptors come through the socket.
@@ -78,7 +114,6 @@ impl Envelope {
         self
     }
 
-    /// The same with its number, which counts the messages of a direction, from 1.
     #[inline]
     pub(crate) fn numbered(mut self, id: u64) -> Self {
         self.0[1] = id;
@@ -151,6 +186,12 @@ impl Envelope {
         (self.0[0] >> 40) as u8
     }
 
+    /// Whether it is on loan, one segment, and nothing else.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.0[0] & 0x0000_FFFF_FFFF_00FF == MESSAGE | 1 << 16
+    }
+
     /// Whether anything travels with it.
     #[inline]
     pub(crate) fn has_more(&self) -> bool {
@@ -164,12 +205,44 @@ impl Envelope {
     }
 
     #[inline]
-    pub(crate) fn cargo(&self) -> Cargo {
-        let [_, _, _, a, b, c, d] = self.0;
-        match self.lent_as() {
-            Some(handle) => Cargo::Lent(handle),
-            None => Cargo::Inside([a, b, c, d], usize::from(self.segments())),
+    pub(crate) fn words(&self) -> &Payload {
+        &self.0
+    }
+
+    /// The words of a peer's slot, to be [`check`](Self::check)ed.
+    #[inline]
+    pub(crate) fn words_mut(&mut self) -> &mut Payload {
+        &mut self.0
+    }
+
+    /// What a peer's words are. Bits without a meaning here are left to later versions.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<Kind, PeerMisbehaved> {
+        match self.0[0] & 0xFF {
+            MESSAGE if self.lent_as().is_some() => Ok(Kind::Lent),
+            INSIDE if (1..=INSIDE_WORDS).contains(&usize::from(self.segments())) && !self.has_more() => {
+                Ok(Kind::Inside)
+            }
+            INSIDE => Err(PeerMisbehaved::InsideLength(self.segments())),
+            RETURNED if self.handles().iter().any(Option::is_some) => Ok(Kind::Returns),
+            MESSAGE | RETURNED => Err(PeerMisbehaved::NoHandle),
+            kind => Err(PeerMisbehaved::UnknownSlotKind(kind as u8)),
         }
+    }
+
+    /// Of a slot of nothing else: what goes home.
+    pub(crate) fn handles(&self) -> [Option<Handle>; RETURNS] {
+        let [_, a, b, c, d, e, f] = self.0;
+        [[a, b], [c, d], [e, f]].map(Handle::from_words)
+    }
+
+    /// Room for what it says is inside, with the words that are in its first slot.
+    #[inline]
+    pub(crate) fn open_inside(&self) -> Inside {
+        let [_, _, _, first @ ..] = self.0;
+        let mut inside = Inside::new(usize::from(self.segments()));
+        inside.words_mut().iter_mut().zip(first).for_each(|(word, found)| *word = found);
+        inside
     }
 }
 
@@ -199,29 +272,11 @@ impl Descriptor {
     }
 
     /// Reads a peer's words. Bits without a meaning here are left to later versions.
-    #[inline]
     pub(crate) fn from_words(payload: Payload) -> Result<Self, PeerMisbehaved> {
         let envelope = Envelope(payload);
-        match payload[0] & 0xFF {
-            MESSAGE if envelope.lent_as().is_some() => Ok(Self::Message(envelope)),
-            MESSAGE => Err(PeerMisbehaved::NoHandle),
-            _ => Self::from_rare_words(payload),
-        }
-    }
-
-    fn from_rare_words(payload: Payload) -> Result<Self, PeerMisbehaved> {
-        let [head, a, b, c, d, e, f] = payload;
-        let envelope = Envelope(payload);
-        match head & 0xFF {
-            INSIDE if !(1..=INSIDE_WORDS).contains(&usize::from(envelope.segments())) || envelope.has_more() => {
-                Err(PeerMisbehaved::InsideLength(envelope.segments()))
-            }
-            INSIDE => Ok(Self::Message(envelope)),
-            RETURNED => {
-                let home = [[a, b], [c, d], [e, f]].map(Handle::from_words);
-                if home.iter().all(Option::is_none) { Err(PeerMisbehaved::NoHandle) } else { Ok(Self::Returns(home)) }
-            }
-            kind => Err(PeerMisbehaved::UnknownSlotKind(kind as u8)),
+        match envelope.check()? {
+            Kind::Lent | Kind::Inside => Ok(Self::Message(envelope)),
+            Kind::Returns => Ok(Self::Returns(envelope.handles())),
         }
     }
 }
@@ -238,11 +293,16 @@ mod tests {
     fn what_is_written_is_read() {
         let plain = Envelope::lent(handle(1), 512, 255).passing(64).numbered(5);
         let full = plain.marked(MORE | ASKS, u16::MAX, Some(4)).returning(Some(handle(2)));
-        let inside = Envelope::inside([1, 2, 3, 0], 3).marked(ASKS, 7, None).numbered(6);
+        let (inside, rest) = Envelope::inside(&[1, 2, 3]);
+        assert!(rest.is_empty());
+        let inside = inside.marked(ASKS, 7, None).numbered(6);
+        let (long, rest) = Envelope::inside(&[1, 2, 3, 4, 5, 6]);
+        assert_eq!(rest, [5, 6]);
         for descriptor in [
             Descriptor::Message(plain),
             Descriptor::Message(full),
             Descriptor::Message(inside),
+            Descriptor::Message(long),
             Descriptor::Returns([Some(handle(1)), None, None]),
             Descriptor::Returns([1, 2, 3].map(|n| Some(handle(n)))),
         ] {
@@ -250,8 +310,10 @@ mod tests {
         }
         assert_eq!((full.id(), full.in_reply_to(), full.segments(), full.blobs()), (5, Some(4), 512, 255));
         assert_eq!((full.flags(), full.kind(), full.returned()), (MORE | ASKS, u16::MAX, Some(handle(2))));
-        assert_eq!((full.cargo(), plain.returned(), plain.in_reply_to()), (Cargo::Lent(handle(1)), None, None));
-        assert_eq!((inside.cargo(), inside.returned()), (Cargo::Inside([1, 2, 3, 0], 3), None));
+        assert_eq!((full.lent_as(), plain.returned(), plain.in_reply_to()), (Some(handle(1)), None, None));
+        assert_eq!((inside.lent_as(), inside.returned()), (None, None));
+        assert_eq!(inside.open_inside().words(), [1, 2, 3]);
+        assert_eq!(long.open_inside().words()[..4], [1, 2, 3, 4]);
     }
 
     #[test]
@@ -263,7 +325,7 @@ mod tests {
         for kind in [MESSAGE, RETURNED] {
             assert_eq!(Descriptor::from_words([kind, 0, 0, 0, 0, 0, 0]), Err(PeerMisbehaved::NoHandle));
         }
-        for words in [0, 5, 0xFFFF] {
+        for words in [0, INSIDE_WORDS as u64 + 1, 0xFFFF] {
             let found = Descriptor::from_words([INSIDE | words << 16, 1, 0, 1, 1, 0, 0]);
             assert_eq!(found, Err(PeerMisbehaved::InsideLength(words as u16)));
         }

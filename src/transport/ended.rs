@@ -45,6 +45,9 @@ pub struct EndedError {
     pub cause: Ended,
 }
 
+/// The same on its way to whoever reports it. Boxed, because what may be an error is as large as one.
+pub(crate) type Over = Box<EndedError>;
+
 /// The last thing one side tells the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Farewell {

@@ -2,11 +2,11 @@
 //! messages on unopened.
 
 use super::control::Knock;
-use super::descriptor::{Descriptor, Envelope, RETURNS};
+use super::descriptor::{Arrived, Descriptor, Envelope, FIRST_INSIDE, Kind, RETURNS};
 use super::ended::Ended;
 use super::link::Core;
 use super::port::{self, Next, Port};
-use crate::ring::{Consumer, Payload, area};
+use crate::ring::{Consumer, area};
 use crate::shm::handle::Handle;
 use crate::shm::view::Home as _;
 use crate::sys::barrier::Fence;
@@ -29,7 +29,7 @@ pub(super) struct Inbox {
 
 /// What a look at the ring can end with.
 pub(super) enum Found {
-    Message(Envelope),
+    Message,
     /// There is nothing, and the other side has said that nothing will come.
     Finished,
     /// There is nothing and nothing will come.
@@ -52,55 +52,76 @@ impl Inbox {
         }
     }
 
-    /// Takes what there is already.
-    // Into its two callers, so that the envelope goes from the slot to where it is wanted without a stop in between.
+    /// Takes what there is already; a message into `into`.
     #[inline(always)]
-    pub(super) fn take(&mut self, port: &Port) -> Option<Found> {
+    pub(super) fn take(&mut self, port: &Port, into: &mut Arrived) -> Option<Found> {
         // Read before the ring: what was published before the end must still be found.
         let condition = port.condition();
         if condition == port::OVER {
             return Some(Found::End);
         }
         if self.held.is_some() {
-            return self.take_held(port, condition == port::OPEN);
+            return self.take_held(port, into, condition == port::OPEN);
         }
         for _ in 0..RETURNS_PER_TURN {
-            let opened = match self.consumer.try_pop() {
+            let kind = match self.take_slot(into) {
+                Ok(Some(kind)) => kind,
                 Ok(None) if condition == port::OPEN => return None,
                 Ok(None) if condition == port::FINISHED => return Some(Found::Finished),
                 Ok(None) => return Some(Found::End),
-                Ok(Some(payload)) => {
-                    self.emptied(port);
-                    open_slot(port, payload)
-                }
-                Err(broken) => Err(broken),
-            };
-            match opened {
-                Ok(None) => {}
-                Ok(Some(envelope)) if envelope.fds() > 0 => {
-                    self.held = Some(envelope);
-                    return self.take_held(port, condition == port::OPEN);
-                }
-                Ok(Some(envelope)) => {
-                    self.patience.found();
-                    return Some(Found::Message(envelope));
-                }
                 Err(broken) => return Some(Found::Broken(broken)),
+            };
+            self.emptied(port);
+            if let Err(broken) = open_slot(port, &into.envelope, kind) {
+                return Some(Found::Broken(broken));
             }
+            if kind == Kind::Returns {
+                continue;
+            }
+            if into.envelope.fds() > 0 {
+                self.held = Some(into.envelope);
+                return self.take_held(port, into, condition == port::OPEN);
+            }
+            self.patience.found();
+            return Some(Found::Message);
         }
         None
     }
 
+    /// Takes the next slot, with those that belong to it.
+    #[inline(always)]
+    fn take_slot(&mut self, into: &mut Arrived) -> Result<Option<Kind>, PeerMisbehaved> {
+        if !self.consumer.read_next(into.envelope.words_mut())? {
+            return Ok(None);
+        }
+        let kind = into.envelope.check()?;
+        let slots = if kind == Kind::Inside { self.read_inside(into)? } else { 1 };
+        self.consumer.advance(slots);
+        Ok(Some(kind))
+    }
+
+    #[inline]
+    fn read_inside(&self, into: &mut Arrived) -> Result<u64, PeerMisbehaved> {
+        let mut inside = into.envelope.open_inside();
+        let slots = match inside.words_mut().get_mut(FIRST_INSIDE..) {
+            Some(rest) => self.consumer.read_rest(rest)?,
+            None => 1,
+        };
+        into.inside = Some(inside);
+        Ok(slots)
+    }
+
     /// `open`: descriptors may still come. What has come of them is kept where the message will be opened.
     #[cold]
-    fn take_held(&mut self, port: &Port, open: bool) -> Option<Found> {
+    fn take_held(&mut self, port: &Port, into: &mut Arrived, open: bool) -> Option<Found> {
         let envelope = self.held?;
         match port.are_here(envelope) {
             Ok(false) if open => None,
             Ok(_) => {
                 self.held = None;
                 self.patience.found();
-                Some(Found::Message(envelope))
+                *into = Arrived { envelope, inside: None };
+                Some(Found::Message)
             }
             Err(broken) => Some(Found::Broken(broken)),
         }
@@ -114,16 +135,17 @@ impl Inbox {
             if matches!(core.ended(), Some(Ended::PeerMisbehaved(_))) {
                 return Ok(());
             }
-            let Some(payload) = self.consumer.try_pop()? else { return Ok(()) };
+            let mut arrived = Arrived::default();
+            let Some(kind) = self.take_slot(&mut arrived)? else { return Ok(()) };
             // A sender at the door learns of the end, which is near, by other means.
             let _ = self.sender.notify(|| self.consumer.producers_spot());
-            match Descriptor::from_words(payload)? {
-                Descriptor::Message(envelope) => {
-                    home.extend(envelope.lent_as());
-                    envelope.returned().map_or(Ok(()), |handle| core.loans().give_back(handle))?;
-                }
-                Descriptor::Returns(returned) => give_back(core, returned)?,
+            let envelope = arrived.envelope;
+            if kind == Kind::Returns {
+                give_back(core, envelope.handles())?;
+                continue;
             }
+            home.extend(envelope.lent_as());
+            envelope.returned().map_or(Ok(()), |handle| core.loans().give_back(handle))?;
         }
         Ok(())
     }
@@ -186,30 +208,31 @@ impl Inbox {
                 Some(payload) if Descriptor::is_returns(payload) => {}
                 _ => return Ok(()),
             }
-            if let Some(payload) = self.consumer.try_pop()? {
+            let mut arrived = Arrived::default();
+            if let Some(kind) = self.take_slot(&mut arrived)? {
                 self.emptied(port);
-                open_slot(port, payload)?;
+                open_slot(port, &arrived.envelope, kind)?;
             }
         }
         Ok(())
     }
 }
 
-/// Books what comes home; passes a message on.
+/// Books what comes home.
 #[inline(always)]
-fn open_slot(port: &Port, payload: Payload) -> Result<Option<Envelope>, PeerMisbehaved> {
-    match Descriptor::from_words(payload)? {
-        Descriptor::Message(envelope) => {
-            // Its first line comes from the other CPU while the rest is done here.
-            if let Some(handle) = envelope.lent_as() {
-                port.view().fetch(handle);
-            }
-            if let Some(handle) = envelope.returned() {
-                port.core().loans().give_back(handle)?;
-            }
-            Ok(Some(envelope))
-        }
-        Descriptor::Returns(home) => give_back(port.core(), home).map(|()| None),
+fn open_slot(port: &Port, envelope: &Envelope, kind: Kind) -> Result<(), PeerMisbehaved> {
+    match kind {
+        Kind::Inside => return Ok(()),
+        Kind::Returns => return give_back(port.core(), envelope.handles()),
+        Kind::Lent => {}
+    }
+    // Its first line comes from the other CPU while the rest is done here.
+    if let Some(handle) = envelope.lent_as() {
+        port.view().fetch(handle);
+    }
+    match envelope.returned() {
+        Some(handle) => port.core().loans().give_back(handle),
+        None => Ok(()),
     }
 }
 

@@ -2,13 +2,14 @@
 //! with whatever goes that way, and books what comes home. Knows slots, not messages.
 
 use super::control::Knock;
-use super::descriptor::{Descriptor, Envelope, RETURNS};
-use super::ended::EndedError;
+use super::descriptor::{Arrived, Descriptor, FIRST_INSIDE, Parcel, RETURNS};
+use super::ended::Over;
 use super::inbox::Inbox;
 use super::link::Link;
 use super::port::{NoMessage, Port};
-use crate::ring::{Full, Producer, area};
+use crate::ring::{Full, PAYLOAD, Payload, Producer, area, slots_for};
 use crate::shm::handle::Handle;
+use crate::shm::inside::INSIDE_WORDS;
 use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::passed::Fds;
@@ -24,7 +25,7 @@ pub(crate) enum LaneError {
     #[error("timed out")]
     TimedOut,
     #[error(transparent)]
-    Ended(#[from] EndedError),
+    Ended(#[from] Over),
 }
 
 /// See the module's own words.
@@ -94,6 +95,13 @@ impl Lane {
         &self.port
     }
 
+    /// How many words of a message may travel inside its slots: half of them, so that another one fits as well; as many as
+    /// one has where slots are carried one by one.
+    pub(crate) fn inside_max(&self) -> usize {
+        let slots = if self.port.core().is_carried() { 1 } else { self.many_owed };
+        INSIDE_WORDS.min(FIRST_INSIDE + PAYLOAD * slots.saturating_sub(1))
+    }
+
     pub(crate) fn set_wait(&mut self, strategy: Wait) {
         self.port.with_inbox(|inbox| inbox.patience = Patience::new(strategy));
         self.outbox.patience = Patience::new(strategy);
@@ -111,9 +119,10 @@ impl Lane {
     /// Sends a slot if there is room at once; a handle that is owed rides along. Descriptors of the message go ahead of
     /// it, through the socket.
     #[inline(always)]
-    pub(crate) fn try_send(&mut self, envelope: Envelope, fds: Option<&Fds>) -> Result<bool, EndedError> {
+    pub(crate) fn try_send(&mut self, parcel: Parcel<'_>) -> Result<bool, Over> {
+        let Parcel { envelope, rest, fds } = parcel;
         if !self.port.is_open() {
-            return Err(self.port.error());
+            return Err(self.port.over());
         }
         if let Some(fds) = fds
             && !self.pass(envelope.id(), fds)?
@@ -127,10 +136,10 @@ impl Lane {
             self.port.collect();
         }
         let returned = if envelope.carries_returns() { self.port.pop_owed() } else { self.return_some() };
-        let slot = Descriptor::Message(envelope.returning(returned));
-        let mut sent = self.push(slot);
-        if matches!(sent, Ok(false)) && self.room_or_door()? {
-            sent = self.push(slot);
+        let slot = envelope.returning(returned);
+        let mut sent = self.push(slot.words(), rest);
+        if matches!(sent, Ok(false)) && self.room_or_door(slots_for(rest.len()))? {
+            sent = self.push(slot.words(), rest);
         }
         if let (Some(handle), Ok(false)) = (returned, &sent) {
             self.port.push_front_owed(handle);
@@ -140,27 +149,22 @@ impl Lane {
 
     /// Sends a slot, waiting for room until the deadline.
     #[inline(always)]
-    pub(crate) fn send(
-        &mut self,
-        envelope: Envelope,
-        fds: Option<&Fds>,
-        deadline: &mut Deadline,
-    ) -> Result<(), LaneError> {
-        while !self.try_send(envelope, fds)? {
-            self.wait_for_room(fds, deadline)?;
+    pub(crate) fn send(&mut self, parcel: Parcel<'_>, deadline: &mut Deadline) -> Result<(), LaneError> {
+        while !self.try_send(parcel)? {
+            self.wait_for_room(parcel, deadline)?;
         }
         Ok(())
     }
 
     /// No room: if somebody listens, the peer has to ring once there is. True if there is by now.
     #[cold]
-    fn room_or_door(&mut self) -> Result<bool, EndedError> {
+    fn room_or_door(&mut self, slots: u64) -> Result<bool, Over> {
         if !self.port.door.is_listened() {
             return Ok(false);
         }
         self.outbox.sleeper.go_to_door();
         // What was emptied before anyone could see that this end is there.
-        let room = self.outbox.producer.has_room().map_err(|broken| self.port.cut_off(broken))?;
+        let room = self.outbox.producer.has_room(slots).map_err(|broken| self.port.cut_off(broken))?;
         if room {
             self.outbox.sleeper.get_up();
         }
@@ -170,8 +174,8 @@ impl Lane {
     /// Passes descriptors if their message can follow at once, as it must: nobody else fills this ring, so what room
     /// there is stays.
     #[cold]
-    fn pass(&mut self, message: u64, fds: &Fds) -> Result<bool, EndedError> {
-        match self.outbox.producer.has_room() {
+    fn pass(&mut self, message: u64, fds: &Fds) -> Result<bool, Over> {
+        match self.outbox.producer.has_room(1) {
             Ok(room) => Ok(room && self.port.core().pass(self.port.number(), message, fds)),
             Err(broken) => Err(self.port.cut_off(broken)),
         }
@@ -180,9 +184,10 @@ impl Lane {
     /// Waits until there is room for a message, and for its descriptors; or the channel is over, which sending anew then
     /// tells.
     #[cold]
-    pub(crate) fn wait_for_room(&mut self, fds: Option<&Fds>, deadline: &mut Deadline) -> Result<(), LaneError> {
-        self.wait_until(Producer::has_room, deadline)?;
-        match fds {
+    pub(crate) fn wait_for_room(&mut self, parcel: Parcel<'_>, deadline: &mut Deadline) -> Result<(), LaneError> {
+        let slots = slots_for(parcel.rest.len());
+        self.wait_until(|producer| producer.has_room(slots), deadline)?;
+        match parcel.fds {
             Some(fds) if !self.port.core().wait_for_window(&self.port, fds.len(), deadline) => Err(LaneError::TimedOut),
             _ => Ok(()),
         }
@@ -194,12 +199,12 @@ impl Lane {
         self.wait_until(Producer::is_emptied, deadline)?;
         match self.outbox.producer.is_emptied() {
             Ok(true) => Ok(()),
-            Ok(false) => Err(self.port.error().into()),
+            Ok(false) => Err(self.port.over().into()),
             Err(broken) => Err(self.port.cut_off(broken).into()),
         }
     }
 
-    fn wait_until(&mut self, enough: Progress, deadline: &mut Deadline) -> Result<(), LaneError> {
+    fn wait_until(&mut self, enough: impl Progress, deadline: &mut Deadline) -> Result<(), LaneError> {
         let mut room = Room { outbox: &mut self.outbox, port: &self.port, enough };
         let ready = wait::wait(&mut room, &self.port.bell, deadline);
         if self.port.door.is_listened() {
@@ -214,9 +219,9 @@ impl Lane {
     }
 
     #[inline(always)]
-    fn push(&mut self, descriptor: Descriptor) -> Result<bool, EndedError> {
+    fn push(&mut self, slot: &Payload, rest: &[u64]) -> Result<bool, Over> {
         let Outbox { producer, receiver, wakes, .. } = &mut self.outbox;
-        match producer.try_push(&descriptor.to_words()) {
+        match producer.try_push(slot, rest) {
             Ok(Ok(())) => {
                 let roused = receiver.notify(|| producer.consumers_spot());
                 if roused != Roused::Awake {
@@ -235,16 +240,16 @@ impl Lane {
 
     /// The next message if there is one already.
     #[inline]
-    pub(crate) fn try_recv(&mut self) -> Result<Option<Envelope>, NoMessage> {
+    pub(crate) fn try_recv(&mut self, into: &mut Arrived) -> Result<bool, NoMessage> {
         self.return_many();
-        self.port.try_receive()
+        self.port.try_receive(into)
     }
 
     /// The next message, waiting until the deadline.
     #[inline]
-    pub(crate) fn recv(&mut self, deadline: &mut Deadline) -> Result<Envelope, NoMessage> {
+    pub(crate) fn recv(&mut self, into: &mut Arrived, deadline: &mut Deadline) -> Result<(), NoMessage> {
         self.return_many();
-        self.port.receive(deadline)
+        self.port.receive(into, deadline)
     }
 
     /// Gives owed handles slots of their own once so many have gathered that the traffic the other way is too thin to
@@ -273,7 +278,7 @@ impl Lane {
                 // The watcher was quicker.
                 return;
             }
-            if !matches!(self.push(Descriptor::Returns(home)), Ok(true)) {
+            if !matches!(self.push(&Descriptor::Returns(home).to_words(), &[]), Ok(true)) {
                 // No room now: they go home another way.
                 home.into_iter().flatten().for_each(|handle| self.port.push_front_owed(handle));
                 return;
@@ -304,16 +309,18 @@ impl Drop for Closing {
 }
 
 /// Whether the peer has emptied enough slots.
-type Progress = fn(&mut Producer) -> Result<bool, PeerMisbehaved>;
+trait Progress: FnMut(&mut Producer) -> Result<bool, PeerMisbehaved> {}
+
+impl<F: FnMut(&mut Producer) -> Result<bool, PeerMisbehaved>> Progress for F {}
 
 /// Waiting for the peer to empty slots.
-struct Room<'a> {
+struct Room<'a, P> {
     outbox: &'a mut Outbox,
     port: &'a Port,
-    enough: Progress,
+    enough: P,
 }
 
-impl Source for Room<'_> {
+impl<P: Progress> Source for Room<'_, P> {
     fn ready(&mut self) -> bool {
         // Not open any more, or a cursor that cannot be: sending anew says so.
         (self.enough)(&mut self.outbox.producer).unwrap_or(true) || !self.port.is_open()

@@ -5,9 +5,9 @@
 mod owed;
 
 use super::control::{Control, Knock};
-use super::descriptor::Envelope;
+use super::descriptor::{Arrived, Envelope};
 use super::door::{Door, Listener};
-use super::ended::{Ended, EndedError};
+use super::ended::{Ended, EndedError, Over};
 use super::inbox::{Found, Inbox};
 use super::link::{Core, Link};
 use super::news::News;
@@ -72,7 +72,7 @@ pub(crate) enum NoMessage {
     #[error("the other side sends no more")]
     Finished,
     #[error(transparent)]
-    Ended(#[from] EndedError),
+    Ended(#[from] Over),
 }
 
 #[derive(Default)]
@@ -171,9 +171,14 @@ impl Port {
 
     /// Ends the session for a rule the peer broke.
     #[cold]
-    pub(super) fn cut_off(&self, broken: PeerMisbehaved) -> EndedError {
+    pub(super) fn cut_off(&self, broken: PeerMisbehaved) -> Over {
         self.core().misbehaved(broken);
-        self.error()
+        self.over()
+    }
+
+    #[cold]
+    pub(crate) fn over(&self) -> Over {
+        Box::new(self.error())
     }
 
     /// `None` once the lane is gone.
@@ -202,22 +207,22 @@ impl Port {
 
     /// The next message if there is one already.
     #[inline]
-    pub(crate) fn try_receive(&self) -> Result<Option<Envelope>, NoMessage> {
-        let found = self.with_inbox(|inbox| inbox.take(self)).unwrap_or(Some(Found::End));
+    pub(crate) fn try_receive(&self, into: &mut Arrived) -> Result<bool, NoMessage> {
+        let found = self.with_inbox(|inbox| inbox.take(self, into)).unwrap_or(Some(Found::End));
         self.door.looked();
         match found {
-            None => Ok(None),
-            Some(found) => self.settle(found).map(Some),
+            None => Ok(false),
+            Some(found) => self.settle(found).map(|()| true),
         }
     }
 
     /// The next message, waiting until the deadline.
     #[inline(always)]
-    pub(crate) fn receive(&self, deadline: &mut Deadline) -> Result<Envelope, NoMessage> {
+    pub(crate) fn receive(&self, into: &mut Arrived, deadline: &mut Deadline) -> Result<(), NoMessage> {
         let found = self.with_inbox(|inbox| {
             let mut again = false;
             loop {
-                if let Some(found) = inbox.take(self) {
+                if let Some(found) = inbox.take(self, into) {
                     return Some(found);
                 }
                 // Ready with nothing but returns: that must not go on for ever.
@@ -245,12 +250,12 @@ impl Port {
     }
 
     #[inline(always)]
-    fn settle(&self, found: Found) -> Result<Envelope, NoMessage> {
+    fn settle(&self, found: Found) -> Result<(), NoMessage> {
         match found {
-            Found::Message(envelope) => Ok(envelope),
+            Found::Message => Ok(()),
             Found::Finished => Err(NoMessage::Finished),
             Found::End if self.ended_in_order() => Err(NoMessage::Finished),
-            Found::End => Err(self.error().into()),
+            Found::End => Err(self.over().into()),
             Found::Broken(broken) => Err(self.cut_off(broken).into()),
         }
     }

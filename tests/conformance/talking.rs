@@ -193,9 +193,9 @@ pub fn one_message_to_many_sessions(backing: Backing) {
 /// Between others, and in order.
 pub fn small_messages_travel_inside_their_slots(backing: Backing) {
     let place = Place::new();
-    let mut peer = Peer::start("obliging", &[place.text(), word(backing), "32"]);
+    let mut peer = Peer::start("obliging", &[place.text(), word(backing), "88"]);
     peer.must_say("ready");
-    let app = client_app(backing).inline_max(32).channel::<hello::Owned>("main");
+    let app = client_app(backing).inline_max(88).channel::<hello::Owned>("main");
     let session = app.connect(&place.server()).expect("connect");
     let mut channel = open(&session);
     for round in 0..100 {

@@ -7,7 +7,7 @@ use crate::common::peer::{Peer, hear, say};
 use crate::common::{PATIENCE, apps, eventually};
 use crate::hello_capnp::hello;
 use std::sync::mpsc;
-use strait::{Received, RequestError, Trust};
+use strait::{Received, RequestError, SendError, Trust};
 
 const TIMES: usize = 100;
 
@@ -67,6 +67,54 @@ pub fn dropped_elsewhere() {
         all_returned(&mut channel);
         assert!(session.on_loan().0 <= 1, "the last question may still be on its way home");
     });
+}
+
+/// Each length that fits some slots, between others, over a ring of four that has room for two at a time.
+pub fn inside_several() {
+    for believed in TRUSTS {
+        let place = Place::new();
+        let app = place.server().slots(4).inline_max(500).allow(&client(), trust(believed));
+        let app = app.channel::<hello::Owned>("main");
+        let server = app.clone().bind().expect("bind");
+        let connecting = std::thread::spawn(move || {
+            client().slots(8).inline_max(500).trust(trust(believed)).connect(&app).expect("connect")
+        });
+        let theirs = server.accept().expect("accept");
+        let ours = connecting.join().expect("thread");
+        let mut asking = open(&ours);
+        let mut answering = theirs.accept_channel::<hello::Owned>().expect("accept");
+        for round in 0..3_000 {
+            let words = "x".repeat(round * 7 % 240);
+            asking.send(&greet(&asking, &words)).expect("send");
+            let question = answering.recv().expect("question");
+            assert_eq!(apps::words(&question), words);
+            answering.reply(&question, &greet(&answering, &words)).expect("reply");
+            let answer = asking.recv().expect("answer");
+            assert_eq!((apps::words(&answer), answer.in_reply_to()), (words, Some(question.id())));
+        }
+        // Half a ring of four holds eleven words: root, tag, pointer, and a text of 63 bytes with its end.
+        for (bytes, lent) in [(63, 0), (64, 1)] {
+            let before = theirs.on_loan().0;
+            answering.send(&greet(&answering, &"x".repeat(bytes))).expect("send");
+            assert_eq!(theirs.on_loan().0, before + lent);
+            drop(asking.recv().expect("recv"));
+        }
+        // Room for one of two slots is no room.
+        let two = greet(&answering, &"x".repeat(63));
+        answering.send(&two).expect("send");
+        answering.send(&greet(&answering, "x")).expect("send");
+        assert_eq!(answering.try_send(&two), Err(SendError::Full));
+        assert_eq!(answering.send_timeout(&two, SHORT), Err(SendError::TimedOut));
+        let taking = std::thread::spawn(move || {
+            for bytes in [63, 1, 63] {
+                assert_eq!(apps::words(&asking.recv().expect("recv")).len(), bytes);
+            }
+            asking
+        });
+        answering.send(&two).expect("send");
+        drop((taking.join().expect("thread"), answering, ours, theirs, server));
+        place.must_be_empty();
+    }
 }
 
 pub fn inside() {

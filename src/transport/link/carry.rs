@@ -65,6 +65,11 @@ impl Outgoing {
 }
 
 impl Core {
+    /// Whether nothing is shared, and what is put into rings crosses the socket.
+    pub(in crate::transport) fn is_carried(&self) -> bool {
+        self.mirror.is_some()
+    }
+
     /// What was just put into a channel's ring, or taken out of it, crosses the socket where nothing is shared.
     #[inline]
     pub(in crate::transport) fn carry(&self, number: u32) {
