@@ -2,7 +2,8 @@
 //! loops, clients that come and go and clients that are killed. In between all of it rests, and then both processes hold
 //! just what they held before: descriptors, threads and mappings to the last, and memory that does not grow.
 //!
-//! `STRAIT_SOAK` says how many seconds (10), `STRAIT_SEED` repeats a run.
+//! `STRAIT_SOAK` says how many seconds (10), `STRAIT_SEED` repeats a run, `STRAIT_WORKS` names what is done, with commas, if
+//! not all is wanted, `STRAIT_SHOW` has the memory at every rest shown.
 
 mod common;
 #[path = "soak/gauge.rs"]
@@ -176,10 +177,10 @@ fn mixed() {
         load(place.text(), &mut lasting, seed + looks.len() as u64, Instant::now() + period, &mut done);
         match plant().as_str() {
             "leaked descriptor" => leaks.push(File::open("/dev/null").expect("a descriptor")),
-            "leaked memory" => std::mem::forget(vec![1_u8; 1 << 20]),
+            "leaked memory" => std::mem::forget(vec![1_u8; LEAK]),
             "leaked session" => std::mem::forget(connect(place.text(), 0, &named("snapshot"))),
             "leaked message" => {
-                let mut blob = lasting.split.arena().create_blob(1 << 20).expect("room");
+                let mut blob = lasting.split.arena().create_blob(LEAK).expect("room");
                 blob.fill(1);
                 std::mem::forget(blob);
             }
@@ -240,15 +241,18 @@ const GAUGES: [Gauge; 6] = [
     ("server, all", |look| look.server.all),
 ];
 
-/// Memory must not grow, as far as can be told in the time: by 64 KiB in an hour or more, else by 1 MiB.
+/// What the controls leak at each rest.
+const LEAK: usize = 32 << 20;
+
+/// Memory must not grow, as far as can be told in the time: by 64 KiB in an hour. What is filled once, the caches of
+/// threads above all, takes minutes until it is full; in less time than that nothing but a gross leak can be told.
 fn judge(looks: &[Look]) {
-    // What is filled once is filled by then.
     let looks = &looks[looks.len() / 3..];
     let hours = looks[looks.len() - 1].at - looks[0].at;
-    let most = if hours > 0.6 { 65_536.0 * hours } else { 1_048_576.0 };
     let mut growing = Vec::new();
     if std::env::var("STRAIT_SHOW").is_ok() {
-        looks.iter().for_each(|look| println!("note: {:?}", GAUGES.map(|(_, gauge)| gauge(look) / 1024.0)));
+        let all = |look: &Look| GAUGES.map(|(_, gauge)| gauge(look) / 1024.0);
+        looks.iter().for_each(|look| println!("note: {:?}", all(look)));
     }
     for (name, gauge) in GAUGES {
         let points: Vec<_> = looks.iter().map(|look| (look.at, gauge(look))).collect();
@@ -262,7 +266,8 @@ fn judge(looks: &[Look]) {
             kib(slope.per_x),
             kib(slope.within)
         );
-        if slope.least() * hours > most {
+        let grows = if hours > 0.6 { slope.least() > 65_536.0 } else { last - first > LEAK as f64 };
+        if grows {
             growing.push(name);
         }
     }

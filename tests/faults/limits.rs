@@ -1,6 +1,6 @@
 //! Limits of either side, and clocks that disagree: full tables of descriptors, a small `/dev/shm`, time namespaces.
 
-use super::{ENOUGH, chain, client, visit};
+use super::{chain, client, visit};
 use crate::common::AS_ROLE;
 use crate::common::apps::{Place, SHORT, ask, greet, open, server, trust};
 use crate::common::obliging::{run_app, with_server};
@@ -12,7 +12,7 @@ use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use strait::{AcceptError, AllocError, Backing, FreezeError, LoginError, RecvError, RequestError, Trust};
+use strait::{AcceptError, AllocError, Backing, Ended, FreezeError, LoginError, RecvError, RequestError, Trust};
 
 /// A client whose table of descriptors is full at any point of a log-in.
 pub fn poor_guest() {
@@ -223,17 +223,16 @@ pub fn other_time() {
         };
         let mut peer = start(theirs, "obliging", &[place.text(), "snapshot"]);
         peer.must_say("ready");
-        let mut guest = start(ours, "timed guest", &[place.text()]);
-        guest.must_say("at the gate");
-        peer.tell("open the gate");
-        guest.must_say("done");
+        let mut guest = start(ours, "timed guest", &[place.text(), "dies"]);
+        guest.must_say("timed");
         peer.must_say("session: PeerClosed");
-        // And a death, in each direction.
         guest.must_say("to be killed");
         guest.kill();
         peer.must_say("session: PeerDied");
-        let mut guest = start(ours, "timed guest", &[place.text()]);
-        guest.must_say("at the gate");
+        let mut guest = start(ours, "timed guest", &[place.text(), "survives"]);
+        guest.must_say("timed");
+        peer.must_say("session: PeerClosed");
+        guest.must_say("survives");
         peer.kill();
         guest.must_say("died");
         guest.finish();
@@ -248,19 +247,23 @@ pub fn be_timed_guest(args: &[String]) {
         assert_eq!(ask(&mut channel, "echo hello"), "hello");
         assert_eq!(channel.recv_timeout(SHORT).map(drop), Err(RecvError::TimedOut));
     }
-    channel.set_wait(strait::Wait::Park);
     let gate = greet(&channel, "gate");
     assert_eq!(channel.request(&gate, SHORT).map(drop), Err(RequestError::TimedOut));
-    say("at the gate");
-    let question = greet(&channel, "echo hello");
-    match channel.request(&question, ENOUGH) {
-        Ok(_) => {}
-        Err(RequestError::Ended(_)) => return say("died"),
-        Err(other) => panic!("{other}"),
+    // Whoever serves it waits at the gate, but that was another channel's.
+    drop(channel);
+    let mut channel = open(&session);
+    assert_eq!(ask(&mut channel, "echo hello"), "hello");
+    drop(channel);
+    session.close();
+    say("timed");
+    let session = client().connect(&server(&args[0])).expect("connect");
+    let mut channel = open(&session);
+    if args[1] == "dies" {
+        say("to be killed");
+        hear();
     }
-    session.close_timeout(ENOUGH).expect("drained");
-    say("done");
-    let _session = client().connect(&server(&args[0])).expect("connect");
-    say("to be killed");
-    hear();
+    channel.set_wait(strait::Wait::Park);
+    say("survives");
+    assert!(matches!(channel.recv(), Err(RecvError::Ended(ended)) if ended.cause == Ended::PeerDied));
+    say("died");
 }

@@ -84,7 +84,7 @@ fn blobs(_: &Session, channel: &mut Channel<Hello>, rng: &mut Rng) {
     assert!(back.eq(sent.iter().map(|blob| blob.to_vec())), "other bytes");
 }
 
-fn descriptors(session: &Session, channel: &mut Channel<Hello>, rng: &mut Rng) {
+fn descriptors(_: &Session, channel: &mut Channel<Hello>, rng: &mut Rng) {
     let mut message = written(channel.arena(), "echo descriptors");
     let count = 1 + rng.below(4);
     for index in 0..count {
@@ -92,13 +92,7 @@ fn descriptors(session: &Session, channel: &mut Channel<Hello>, rng: &mut Rng) {
         write!(writer, "pipe {index}").expect("room");
         message.attach_fd(OwnedFd::from(reader));
     }
-    let mut answer = channel.request(&finished(message), PATIENCE).unwrap_or_else(|error| {
-        eprintln!("pid {} {} {:?} {error}", std::process::id(), channel.name(), session.peer_name());
-        if std::env::var("STRAIT_SHOW").is_ok() {
-            std::thread::sleep(Duration::from_secs(600))
-        }
-        panic!("{error}");
-    });
+    let mut answer = channel.request(&finished(message), PATIENCE).expect("answer");
     let back = answer.take_fds().expect("all there");
     assert_eq!(back.len() as u64, count);
     for (index, fd) in back.into_iter().enumerate() {
