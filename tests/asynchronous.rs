@@ -1,11 +1,13 @@
 //! Sessions and channels under tokio: many requests at once, futures dropped at any point, streams, ends.
 
 mod common;
+#[path = "common/raw.rs"]
+mod raw;
 #[path = "common/rng.rs"]
 mod rng;
 capnp::generated_code!(mod hello_capnp);
 
-use common::apps::{Place, client, server};
+use common::apps::{Place, SHORT, client, server};
 use common::obliging::obliging_server;
 use common::peer::{Peer, hear, say};
 use common::{Case, PATIENCE, obliging};
@@ -13,6 +15,7 @@ use futures_util::StreamExt;
 use hello_capnp::hello;
 use rng::Rng;
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Case::new("a_stream_ends_with_its_sender", stream),
         Case::new("death_ends_every_wait", death),
         Case::new("sessions_outlive_their_runtime", outlive),
+        Case::new("descriptors_after_their_message", late_descriptors),
     ];
     let roles: &[common::Role] = &[("obliging", obliging::run), ("echo", echo), ("counter", counter)];
     common::main(&cases, roles)
@@ -391,5 +395,40 @@ fn outlive() {
             assert_eq!(words(&answer), "again");
         });
         drop((channel, session));
+    });
+}
+
+/// A slot that is seen before its descriptors, and another behind it: the thread that everything runs in is not kept.
+fn late_descriptors() {
+    let place = Place::new();
+    let raw_app = strait::ClientApp::new("raw");
+    let app = place.server().allow(&raw_app, Trust::snapshot()).channel::<hello::Owned>("main");
+    let bound = Arc::new(app.bind().expect("bind"));
+    let runtime = Builder::new_current_thread().enable_all().build().expect("runtime");
+    let dir = place.path().to_owned();
+    let hostile = std::thread::spawn(move || raw::Raw::login(&dir));
+    runtime.block_on(async {
+        let server = AsyncServer::new(bound).expect("server");
+        let session = server.accept().await.expect("session");
+        let channel = session.accept_channel::<hello::Owned>().await.expect("channel");
+        let mut raw = hostile.join().expect("thread");
+        for _ in 0..3 {
+            let mut payload = raw.lane.compose("with a descriptor");
+            let number = raw.lane.sent;
+            payload[0] |= 1 << 40;
+            raw.lane.put(payload);
+            raw.lane.say("behind it");
+            assert!(raw.socket.say(&raw::Frame::control(10, 1).u32(8, 1)));
+            assert!(tokio::time::timeout(SHORT, channel.recv()).await.is_err(), "it is not complete");
+            let null = std::fs::File::open("/dev/null").expect("null");
+            let frame = raw::Frame::control(7, 1).u64(8, number).u32(16, 1);
+            assert!(raw.socket.send(&frame.0, &[null.as_fd()]));
+            for expected in [1, 0] {
+                let mut received = channel.recv().await.expect("there");
+                assert_eq!(received.take_fds().expect("here").len(), expected);
+            }
+        }
+        drop(raw);
+        assert!(matches!(channel.recv().await, Err(RecvError::Ended(ended)) if ended.cause == Ended::PeerDied));
     });
 }

@@ -1,13 +1,18 @@
 //! `kill -9` of either side at random moments and in every operation: what the other side learns, keeps and gives back.
-//! `STRAIT_KILLS` says how many (200 in all), `STRAIT_SEED` repeats a run.
+//! `STRAIT_KILLS` says how many (200 in all), `STRAIT_SEED` repeats a run, `STRAIT_TOTALS` names a file whose counts are
+//! added to.
 
 #[path = "common/bulk.rs"]
 mod bulk;
 mod common;
+#[path = "death/nursery.rs"]
+mod nursery;
 #[path = "common/rng.rs"]
 mod rng;
 #[path = "death/survivor.rs"]
 mod survivor;
+#[path = "death/totals.rs"]
+mod totals;
 #[path = "death/victim.rs"]
 mod victim;
 capnp::generated_code!(mod cache_capnp);
@@ -20,14 +25,15 @@ use common::obliging::{connect, obliging_server};
 use common::peer::{Peer, say};
 use common::{Case, PATIENCE, eventually, obliging};
 use hello_capnp::hello;
+use nursery::Victim;
 use rng::Rng;
-use std::collections::BTreeMap;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 use strait::{AcceptError, Channel, ConnectError, Ended, RecvError, SessionServer, Trust, Wait};
 use survivor::{Books, SOON, Seen, keep_company};
+use totals::Totals;
 use victim::{Note, OPS, Op, named, now};
 
 fn main() -> ExitCode {
@@ -38,12 +44,8 @@ fn main() -> ExitCode {
         Case::new(SERVERS, servers).limit(limit),
         Case::new("the_harness_finds_what_is_wrong", controls),
     ];
-    let roles: &[common::Role] = &[
-        ("obliging", obliging::run),
-        ("honest client", honest_client),
-        ("client", victim::client),
-        ("server", victim::serve),
-    ];
+    let roles: &[common::Role] =
+        &[("obliging", obliging::run), ("honest client", honest_client), ("nursery", nursery::run)];
     common::main(&cases, roles)
 }
 
@@ -64,27 +66,19 @@ fn number(name: &str) -> Option<u64> {
 /// Kills one victim after another, and keeps the table.
 struct Killer {
     victims: &'static str,
+    nursery: Peer,
     notes: Place,
     note: Note,
     kills: usize,
     rng: Rng,
-    table: BTreeMap<Op, Row>,
-    slowest: Duration,
-}
-
-#[derive(Default)]
-struct Row {
-    kills: usize,
-    /// How its sessions ended.
-    died: usize,
-    closed: usize,
-    /// Killed in just what it was told to die in.
-    aimed: usize,
+    totals: Totals,
 }
 
 /// A victim that is dead, and what it was at.
 struct Dead {
     op: Op,
+    /// Whether it was in the middle of it.
+    within: bool,
     /// By the clock of [`now`].
     at: Duration,
     aim: Option<Op>,
@@ -98,13 +92,13 @@ impl Killer {
         let kills = number("STRAIT_KILLS").unwrap_or(200) as usize / 2;
         println!("note: {victims}s: {kills} kills, STRAIT_SEED={seed}");
         let note = Note::open(&notes.path().join("note"));
-        Self { victims, notes, note, kills, rng: Rng::new(seed), table: BTreeMap::new(), slowest: Duration::ZERO }
+        let nursery = Peer::start("nursery", &[victims]);
+        Self { victims, nursery, notes, note, kills, rng: Rng::new(seed), totals: Totals::default() }
     }
 
     /// Mostly what was hit least so far, and any moment at all every third time.
     fn aim(&mut self, round: usize) -> Option<Op> {
-        let hits = |op: Op| self.table.get(&op).map_or(0, |row| row.kills);
-        let rarest = OPS.iter().map(|&(op, _)| op).min_by_key(|&op| hits(op));
+        let rarest = OPS.iter().map(|&(op, _)| op).min_by_key(|&op| self.totals.of(op, "kills"));
         rarest.filter(|_| !round.is_multiple_of(3))
     }
 
@@ -120,46 +114,47 @@ impl Killer {
         let path = self.notes.path().join("note");
         let focus = aim.map_or("any", Op::name);
         let args = [place.text(), path.to_str().expect("plain"), believing, &seed, focus, believed];
-        let victim = Peer::start(self.victims, &args);
+        let victim = Victim::start(&mut self.nursery, &args);
         let at = if aim.is_some() {
             victim.wait_killed();
             self.note.until()
         } else {
             eventually("it began", || self.note.is());
-            // The random moment.
-            thread::sleep(Duration::from_micros(self.rng.below(30_000)));
+            // The random moment: as many early ones as late ones.
+            let bits = self.rng.below(15);
+            thread::sleep(Duration::from_micros(self.rng.below(1 << bits)));
             let at = now();
             victim.kill();
             at
         };
-        Dead { op: self.note.is().expect("began"), at, aim }
+        Dead { op: self.note.is().expect("began"), within: self.note.is_within(), at, aim }
     }
 
     fn book(&mut self, dead: &Dead, seen: &[Seen]) {
-        let row = self.table.entry(dead.op).or_default();
-        row.kills += 1;
-        row.aimed += usize::from(dead.aim == Some(dead.op));
         let after: Vec<_> = seen.iter().filter(|seen| seen.at >= dead.at).collect();
         let ended = |cause| after.iter().filter(|seen| seen.cause == Some(cause)).count();
         let (died, closed) = (ended(Ended::PeerDied), ended(Ended::PeerClosed));
         // It had one session at a time.
         assert!(died <= 1, "{died} sessions died in {}", dead.op.name());
-        row.died += died;
-        row.closed += closed;
-        self.slowest = after.iter().map(|seen| seen.at - dead.at).fold(self.slowest, Duration::max);
-        assert!(self.slowest < SOON, "noticed after {:?}", self.slowest);
+        let aimed = usize::from(dead.aim == Some(dead.op));
+        let counts =
+            [("kills", 1), ("within", usize::from(dead.within)), ("aimed", aimed), ("died", died), ("closed", closed)];
+        counts.into_iter().for_each(|(column, more)| self.totals.add(dead.op, column, more));
+        for seen in after {
+            assert!(seen.at - dead.at < SOON, "noticed after {:?}", seen.at - dead.at);
+            self.totals.noticed(seen.at - dead.at);
+        }
     }
 
     /// Nobody was missed: for the notes of a passed case.
-    fn report(&self) {
-        println!("note: {:28} kills  aimed  PeerDied  PeerClosed", format!("{}s killed in", self.victims));
+    fn report(mut self) {
         for (op, name) in OPS {
-            let none = Row::default();
-            let Row { kills, aimed, died, closed } = self.table.get(&op).unwrap_or(&none);
-            println!("note: {name:28} {kills:5}  {aimed:5}  {died:8}  {closed:10}");
-            assert!(self.kills < 100 || *kills >= 3, "too few kills to say anything about {name}");
+            let kills = self.totals.of(op, "kills");
+            assert!(self.kills < 100 || kills >= 3, "too few kills to say anything about {name}");
         }
-        println!("note: slowest notice of a death: {:?}", self.slowest);
+        self.totals.keep(self.victims);
+        self.totals.report(self.victims);
+        self.nursery.finish();
     }
 }
 

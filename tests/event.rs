@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         Case::new("one_flood_starves_nobody", trouble::flood),
         Case::new("strangers_and_dawdlers", trouble::strangers),
         Case::new("doorbells_out_of_nothing", trouble::doorbells),
+        Case::new("descriptors_after_their_message", trouble::late_descriptors),
         Case::new("timers", sources::timers),
         Case::new("descriptors", sources::descriptors),
         Case::new("descriptors_closed_under_the_loop", sources::closed_descriptors),

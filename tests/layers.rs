@@ -243,6 +243,20 @@ fn unsafe_stays_in_its_rooms() {
     }
 }
 
+/// Whoever sets the clock of the machine changes nothing here.
+#[test]
+fn nobody_asks_for_the_time_of_day() {
+    for (_, path, source) in rooms() {
+        assert!(!asks_for_the_time(&shipped(&source)), "the time of day in {}", path.display());
+    }
+    assert!(asks_for_the_time("let now = SystemTime::now();") && asks_for_the_time("libc::CLOCK_REALTIME"));
+    assert!(!asks_for_the_time("let now = Instant::now(); // CLOCK_MONOTONIC"));
+}
+
+fn asks_for_the_time(code: &str) -> bool {
+    ["SystemTime", "UNIX_EPOCH", "CLOCK_REALTIME", "CLOCK_TAI", "gettimeofday"].iter().any(|name| code.contains(name))
+}
+
 #[test]
 fn every_file_says_what_it_is_for() {
     for (path, source) in sources() {

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Case::new("a_small_file_size_limit", file_size_limit),
         Case::new("a_small_address_space", address_space_limit),
         Case::new("no_named_memory", no_names),
+        Case::new("no_core_dump_has_an_arena", no_dump),
         Case::new("an_idle_arena_gives_its_memory_back", idle),
     ];
     let roles: &[common::Role] = &[("obliging", obliging::run), ("warehouse", warehouse)];
@@ -404,6 +405,27 @@ fn no_names() {
             let fds = fds.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
             let all = fds.map(|path| path.display().to_string()).chain(maps.lines().map(str::to_owned));
             assert_eq!(all.filter(|name| name.contains("/dev/shm")).count(), 0);
+        }
+    });
+}
+
+/// Reading its holes would make memory of them, 64 GiB if need be, just when a process has died of something.
+fn no_dump() {
+    with_server("in_place", |place, peer| {
+        let session = client().connect(&place.server()).expect("connect");
+        assert_eq!(ask(&mut open(&session), "echo x"), "x");
+        for pid in [std::process::id(), peer.pid()] {
+            let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("procfs");
+            // Each begins with its range and ends with its flags.
+            let arenas = maps.split_inclusive("VmFlags:").zip(maps.split("VmFlags:").skip(1));
+            let flags: Vec<_> = arenas
+                .filter(|(map, _)| map.contains("memfd:strait-arena"))
+                .map(|(_, after)| after.lines().next().unwrap_or_default().split_whitespace().collect::<Vec<_>>())
+                .collect();
+            assert!(flags.len() >= 2, "its own and the peer's");
+            for flags in flags {
+                assert!(flags.contains(&"dd") && flags.contains(&"dc"), "{flags:?}");
+            }
         }
     });
 }

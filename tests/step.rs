@@ -1,5 +1,5 @@
-//! `kill -9` at every instruction of what is done all the time, and around every system call of what is done now and
-//! then: either side in turn, stepped by ptrace to where it dies. The other side gets a typed error or a whole message,
+//! `kill -9` at every instruction of what is done all the time, and around every system call and after every store to
+//! shared memory of what is done now and then: either side in turn, stepped by ptrace to where it dies. The other side gets a typed error or a whole message,
 //! is left with nothing, and its other session goes on.
 //!
 //! `STRAIT_LEVEL` says how many points: `quick` some of each operation, spread evenly; `nightly` and `release` every
@@ -9,6 +9,9 @@
 #[path = "common/bulk.rs"]
 mod bulk;
 mod common;
+#[cfg(target_arch = "x86_64")]
+#[path = "step/stores.rs"]
+mod stores;
 #[path = "step/survivor.rs"]
 mod survivor;
 #[path = "step/tracer.rs"]
@@ -60,16 +63,28 @@ fn plant() -> String {
     std::env::var("STRAIT_PLANT").unwrap_or_default()
 }
 
-/// Instructions and system calls to die at, at most, in each operation.
-fn budget(op: Op) -> (u64, u64) {
-    let talk = TALK.contains(&op);
-    match std::env::var("STRAIT_LEVEL").as_deref() {
-        Ok("nightly" | "release") if op == Op::FirstLogIn => (0, u64::MAX),
-        Ok("nightly" | "release") => (if talk { u64::MAX } else { 2_000 }, u64::MAX),
-        Ok("quick") | Err(_) if op.makes_arena() => (0, 12),
-        Ok("quick") | Err(_) => (if talk { 24 } else { 8 }, 12),
-        Ok("few") => (4, 0),
-        Ok(other) => panic!("STRAIT_LEVEL={other}"),
+/// Where to die, at most, in each operation.
+struct Budget {
+    instructions: u64,
+    calls: u64,
+    stores: u64,
+}
+
+impl Budget {
+    fn of(op: Op) -> Self {
+        let talk = TALK.contains(&op);
+        let (instructions, calls, stores) = match std::env::var("STRAIT_LEVEL").as_deref() {
+            Ok("nightly" | "release") if op == Op::FirstLogIn => (0, u64::MAX, 0),
+            Ok("nightly" | "release") if talk => (u64::MAX, u64::MAX, 0),
+            Ok("nightly" | "release") => (2_000, u64::MAX, u64::MAX),
+            Ok("quick") | Err(_) if op.makes_arena() => (0, 12, 0),
+            Ok("quick") | Err(_) if talk => (24, 12, 0),
+            Ok("quick") | Err(_) => (8, 12, 8),
+            Ok("stores") => (u64::from(!op.makes_arena()), 0, u64::MAX),
+            Ok("few") => (4, 0, 0),
+            Ok(other) => panic!("STRAIT_LEVEL={other}"),
+        };
+        Self { instructions, calls, stores }
     }
 }
 
@@ -84,6 +99,7 @@ fn spread(whole: u64, most: u64) -> Vec<u64> {
 struct Row {
     instructions: u64,
     calls: u64,
+    stores: usize,
     kills: usize,
     /// Kills at the very point meant: the others' operations were over before.
     aimed: usize,
@@ -99,12 +115,12 @@ struct Row {
 /// `quiet` waits until the survivor is done with a dead one.
 fn kill_all(ops: &[Op], mut run: impl FnMut(Op) -> Traced, mut quiet: impl FnMut() -> Vec<End>) {
     tracer::settle();
-    println!("note: operation       instructions  calls  kills  aimed  message came  PeerDied  PeerClosed  no session");
+    println!("note: operation       instructions  calls  stores  kills  aimed  came  PeerDied  PeerClosed  no session");
     let mut all = 0;
     let wanted =
         |op: Op| std::env::var("STRAIT_OPS").map_or(true, |ops| ops.split(',').any(|name| name == format!("{op:?}")));
     for &op in ops.iter().filter(|&&op| wanted(op)) {
-        let (most, most_calls) = budget(op);
+        let most = Budget::of(op);
         let mut row = Row::default();
         let mut settle = |row: &mut Row| {
             row.kills += 1;
@@ -119,10 +135,10 @@ fn kill_all(ops: &[Op], mut run: impl FnMut(Op) -> Traced, mut quiet: impl FnMut
             }
         };
         let mut trace = Trace::default();
-        if most > 0 {
+        if most.instructions > 0 {
             let victim = run(op);
             trace = victim.trace();
-            row.instructions = trace.instructions;
+            (row.instructions, row.stores) = (trace.instructions, trace.stores.len());
             // At its end.
             victim.kill_at(Point::Inside(0), &trace);
             settle(&mut row);
@@ -136,22 +152,27 @@ fn kill_all(ops: &[Op], mut run: impl FnMut(Op) -> Traced, mut quiet: impl FnMut
             row.aimed += usize::from(run(op).kill_at(point, &trace));
             settle(&mut row);
         };
-        for steps in spread(trace.instructions, most) {
+        for steps in spread(trace.instructions, most.instructions) {
             kill_at(Point::After(Stride::Instruction, steps));
         }
-        for strides in spread(calls, most_calls) {
+        for index in spread((trace.stores.len() as u64).saturating_sub(1), most.stores) {
+            trace.stores.get(index as usize).into_iter().for_each(|&store| kill_at(Point::Stored(store)));
+        }
+        for strides in spread(calls, most.calls) {
             kill_at(Point::After(Stride::Call, strides));
             // From the beginning of a call.
             if strides % 2 == 1 {
                 kill_at(Point::Inside(strides));
             }
         }
-        let Row { instructions, calls, kills, aimed, came, died, closed, none } = row;
+        let Row { instructions, calls, stores, kills, aimed, came, died, closed, none } = row;
         println!(
-            "note: {:15} {instructions:13} {calls:6} {kills:6} {aimed:6} {came:13} {died:9} {closed:11} {none:11}",
+            "note: {:15} {instructions:13} {calls:6} {stores:7} {kills:6} {aimed:6} {came:5} {died:9} {closed:11} {none:11}",
             format!("{op:?}")
         );
-        let sends = matches!(op, Op::Publish | Op::Wake | Op::ReturnRiding);
+        let sends = matches!(op, Op::Publish | Op::Wake | Op::ReturnRiding | Op::SendBlob | Op::SendDescriptors);
+        let publishes = cfg!(target_arch = "x86_64") && most.instructions > 0 && sends;
+        assert!(!publishes || stores >= 8, "{op:?}: a slot alone is eight stores");
         assert!(!sends || (came > 0 && came < kills), "both before and after it was published");
         assert!(aimed * 8 > kills, "{op:?}: hardly a point was met");
         all += kills;

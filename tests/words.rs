@@ -19,6 +19,7 @@ use raw::{ARENA, BYTES, Frame, MESSAGES, Memory, Random, Raw, Socket, area, hand
 use scene::{Scene, broke, honest};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use strait::{Channel, PeerMisbehaved};
@@ -209,11 +210,12 @@ impl Drop for Over<'_> {
     }
 }
 
-/// One session with a peer whose words change all the time; tells how many messages were answered before it ended.
-fn one_mutation(scene: &mut Scene, seed: u64, done: &AtomicU64, until: Instant) -> u64 {
+/// One session with a peer whose words change all the time; tells how many messages were answered before it ended. With
+/// nobody to attack it is just as busy, but what changes is memory that nobody else has.
+fn one_mutation(scene: &mut Scene, seed: u64, attacks: bool, done: &AtomicU64, until: Instant) -> u64 {
     let mut raw = scene.login();
     let len = raw::write(&raw.own, MESSAGES, &"echo ".repeat(200));
-    let (own, stop) = (raw.own.clone(), AtomicBool::new(false));
+    let (own, stop) = (if attacks { raw.own.clone() } else { Arc::new(Memory::own(BYTES)) }, AtomicBool::new(false));
     let mut answered = 0;
     std::thread::scope(|scope| {
         let _over = Over(&stop);
@@ -240,45 +242,69 @@ fn one_mutation(scene: &mut Scene, seed: u64, done: &AtomicU64, until: Instant) 
     });
     drop((raw, own));
     let line = scene.peer.line();
-    assert!(line.starts_with("raw: PeerMisbehaved(") || line == "raw: PeerDied", "{line}");
+    assert!(line == "raw: PeerDied" || attacks && line.starts_with("raw: PeerMisbehaved("), "{line}");
     answered
 }
 
-/// The middle one of the times that honest questions take, until `enough`.
-fn round_trip(channel: &mut Channel<hello::Owned>, mut enough: impl FnMut(usize) -> bool) -> Duration {
-    let mut times = Vec::new();
-    while !enough(times.len()) {
-        let start = Instant::now();
-        assert_eq!(ask(channel, "echo still there"), "still there");
-        times.push(start.elapsed());
-    }
-    times.sort_unstable();
-    times[times.len() / 2]
+/// How long honest questions take while something else is done.
+fn beside(channel: &mut Channel<hello::Owned>, times: &mut Vec<Duration>, act: impl FnOnce()) {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                assert_eq!(ask(channel, "echo still there"), "still there");
+                times.push(start.elapsed());
+            }
+        });
+        let _over = Over(&over);
+        act();
+    });
 }
 
+fn middle(times: &mut [Duration]) -> Duration {
+    let middle = times.len() / 2;
+    *times.select_nth_unstable(middle).1
+}
+
+/// Honest questions meanwhile take no longer than beside a process that is as busy and attacks nobody. All three in turn,
+/// so that what else this machine does is in all of them.
 fn mutator() {
     let mut random = Random::new();
     let mut scene = Scene::new("snapshot");
-    let (done, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (done, none) = (AtomicU64::new(0), AtomicU64::new(0));
     let session = client().connect(&scene.place.server()).expect("connect");
     let mut other = open(&session);
-    let quiet = round_trip(&mut other, |count| count == 2_000);
-    let end = Instant::now() + Duration::from_secs(if thorough() { 600 } else { 5 });
+    let turn = Duration::from_secs(if thorough() { 10 } else { 1 });
+    let turns = if thorough() { 60 } else { 5 };
     let (mut sessions, mut answered) = (0, 0);
-    let disturbed = std::thread::scope(|scope| {
-        let honest = scope.spawn(|| round_trip(&mut other, |count| count > 0 && over.load(Ordering::Relaxed)));
-        let over = Over(&over);
-        while Instant::now() < end {
-            answered += one_mutation(&mut scene, random.next(), &done, end);
-            assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
-            sessions += 1;
+    let [mut quiet, mut busy, mut attacked] = [const { Vec::new() }; 3];
+    for _ in 0..turns {
+        beside(&mut other, &mut quiet, || std::thread::sleep(turn / 4));
+        for (attacks, times) in [(false, &mut busy), (true, &mut attacked)] {
+            let end = Instant::now() + if attacks { turn } else { turn / 2 };
+            beside(&mut other, times, || {
+                while Instant::now() < end {
+                    let counter = if attacks { &done } else { &none };
+                    let count = one_mutation(&mut scene, random.next(), attacks, counter, end);
+                    assert_eq!(ask(&mut scene.channel, "echo still there"), "still there");
+                    if attacks {
+                        (sessions, answered) = (sessions + 1, answered + count);
+                    }
+                }
+            });
         }
-        drop(over);
-        honest.join().expect("the honest one")
-    });
+    }
     let mutations = done.load(Ordering::Relaxed);
     println!("note: {mutations} changes, {sessions} sessions, {answered} answers");
-    println!("note: honest round trips, p50: {quiet:?} before, {disturbed:?} meanwhile");
+    let [quiet, busy, attacked] = [&mut quiet, &mut busy, &mut attacked].map(|times| middle(times));
+    let times = |than: Duration| attacked.as_secs_f64() / than.as_secs_f64();
+    println!(
+        "note: honest round trips, p50: {quiet:?} alone, {busy:?} beside a busy process, {attacked:?} meanwhile: {:.2} \
+         times as long as beside the busy one, {:.2} times as long as alone",
+        times(busy),
+        times(quiet)
+    );
     assert!(mutations > 1_000 && answered > 0);
     session.close();
     drop((other, session));

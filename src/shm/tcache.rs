@@ -35,6 +35,12 @@ impl Tcaches {
             if let Some(held) = mine.held.iter().find(|held| held.serial == serial) {
                 return jemalloc::MALLOCX_TCACHE(held.id as usize);
             }
+            // jemalloc ties a cache to the thread's own arena, and does not look whether there was memory to make that: it
+            // crashes when the cache goes.
+            if mallctl::read::<u32>("thread.arena").is_err() {
+                mine.forgone = true;
+                return jemalloc::MALLOCX_TCACHE_NONE;
+            }
             let Ok(id) = mallctl::read::<u32>("tcache.create") else {
                 return jemalloc::MALLOCX_TCACHE_NONE;
             };

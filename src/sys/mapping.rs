@@ -39,7 +39,11 @@ impl Mapping {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: no address is asked for, so no existing mapping is touched.
         let base = unsafe { mmap(None, len, protection, flags, memory, 0) }?;
-        Self::keep(base, len)
+        let mapping = Self::keep(base, len)?;
+        // A core dump reads every page, which makes memory of the holes: of a sparse arena, more than there is.
+        // SAFETY: the range was mapped just now; DONTDUMP changes nothing in it.
+        unsafe { madvise(mapping.base, mapping.len.get(), MmapAdvise::MADV_DONTDUMP) }?;
+        Ok(mapping)
     }
 
     /// Reserves `len` bytes that nobody else ever sees, writable; pages come as they are touched.

@@ -185,11 +185,21 @@ impl Inbox {
 
     fn next(&mut self, port: &Port) -> Result<Option<Next>, PeerMisbehaved> {
         self.collect(port)?;
-        Ok(match self.consumer.peek()? {
-            None => None,
-            Some(payload) if Descriptor::is_returns(payload) => Some(Next::More),
-            Some(payload) => Some(Next::Message(Descriptor::kind_of(payload))),
-        })
+        let (envelope, kind) = match (self.held, self.consumer.peek()?) {
+            (Some(held), _) => (held, held.kind()),
+            (None, None) => return Ok(None),
+            (None, Some(payload)) if Descriptor::is_returns(payload) => return Ok(Some(Next::More)),
+            (None, Some(payload)) => {
+                let kind = Descriptor::kind_of(payload);
+                match Descriptor::from_words(*payload)? {
+                    Descriptor::Message(envelope) if envelope.fds() > 0 => (envelope, kind),
+                    _ => return Ok(Some(Next::Message(kind))),
+                }
+            }
+        };
+        // Nothing to take before its descriptors are here, or will not come; whoever brings them tells.
+        let complete = port.condition() != port::OPEN || port.are_here(envelope)?;
+        Ok(complete.then_some(Next::Message(kind)))
     }
 
     /// Waits until there is something to take; false once the deadline has passed.

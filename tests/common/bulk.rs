@@ -1,7 +1,7 @@
 //! Messages with a lot in them, which tell when they are damaged.
 
 use crate::cache_capnp::cache;
-use strait::{Channel, Message, Received};
+use strait::{Builder, Channel, Message, Received};
 
 // Not every suite fills the larger ones.
 #[allow(dead_code)]
@@ -15,12 +15,16 @@ pub fn byte(part: usize, at: usize) -> u8 {
 pub fn file(channel: &Channel<cache::Owned>, parts: usize, size: usize, sized: bool) -> Message<cache::Owned> {
     let bytes = parts * (size + 64) + 64;
     let mut builder = if sized { channel.create_msg_with_capacity(bytes) } else { channel.create_msg() };
+    fill(&mut builder, parts, size);
+    builder.freeze().expect("room")
+}
+
+pub fn fill(builder: &mut Builder<cache::Owned>, parts: usize, size: usize) {
     let mut list = builder.init_root().init_get_cache_rsp().init_file_parts(parts as u32);
     for part in 0..parts {
         let data = list.reborrow().get(part as u32).init_data(strait::data_len(size).expect("small enough"));
         data.iter_mut().enumerate().for_each(|(at, place)| *place = byte(part, at));
     }
-    builder.freeze().expect("room")
 }
 
 pub fn check_file(received: &Received<cache::Owned>, parts: usize, size: usize) {

@@ -20,7 +20,17 @@ pub struct Census {
 
 impl Census {
     pub fn take() -> Self {
-        Self { fds: fds(), threads: entries("/proc/self/task"), maps: maps("self"), named: stale_names() }
+        Self::of("self")
+    }
+
+    /// Of any process.
+    pub fn of(pid: &str) -> Self {
+        Self { fds: fds(pid), threads: entries(&format!("/proc/{pid}/task")), maps: maps(pid), named: stale_names() }
+    }
+
+    /// How many descriptors, threads and mappings.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.fds.len(), self.threads, self.maps.len())
     }
 
     /// Waits until everything counted is as before: the watcher thread leaves a moment after the last session.
@@ -29,14 +39,19 @@ impl Census {
     }
 
     pub fn must_return_within(&self, time: Duration) {
+        self.must_return_in("self", time);
+    }
+
+    /// As [`must_return_within`](Self::must_return_within), for any process.
+    pub fn must_return_in(&self, pid: &str, time: Duration) {
         let deadline = Instant::now() + time;
         loop {
-            let now = Self::take();
+            let now = Self::of(pid);
             if now.settled(self) {
                 return;
             }
             assert!(Instant::now() < deadline, "left behind:\n before {self:#?}\n after {now:#?}");
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_micros(200));
         }
     }
 }
@@ -49,11 +64,11 @@ impl Census {
     }
 }
 
-fn fds() -> BTreeMap<i32, String> {
-    let list = fs::read_dir("/proc/self/fd").expect("procfs");
+fn fds(pid: &str) -> BTreeMap<i32, String> {
+    let list = fs::read_dir(format!("/proc/{pid}/fd")).expect("procfs");
     let numbers: Vec<i32> = list.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     // The directory's own descriptor is closed by now, so its link is gone.
-    let target = |number: &i32| fs::read_link(format!("/proc/self/fd/{number}")).ok();
+    let target = |number: &i32| fs::read_link(format!("/proc/{pid}/fd/{number}")).ok();
     let named = numbers.iter().filter_map(|number| Some((*number, target(number)?.display().to_string())));
     named.filter(|(_, target)| !target.starts_with("/proc/")).collect()
 }

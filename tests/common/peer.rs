@@ -54,7 +54,9 @@ impl Peer {
     }
 
     pub fn tell(&mut self, line: &str) {
-        writeln!(self.input.as_mut().expect("not hung up"), "{line}").expect("the peer listens");
+        if writeln!(self.input.as_mut().expect("not hung up"), "{line}").is_err() {
+            panic!("the peer is gone: {:?}", self.child.wait());
+        }
     }
 
     /// Waits for its end, which must be a good one: its own census is part of that.

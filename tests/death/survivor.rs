@@ -1,15 +1,16 @@
 //! The side that is not killed: keeps company with whoever is there, does as it is asked, and books how each session
 //! ended, for the harness in another thread.
 
-use crate::bulk::{check_file, file};
+use crate::bulk::{byte, check_file, file};
 use crate::cache_capnp::cache;
 use crate::common::{PATIENCE, eventually};
-use crate::victim::{FILE, now};
+use crate::victim::{FILE, PIPES, now};
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io::Read;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
-use strait::{Channel, ChannelError, Ended, RecvError, SendError, Session, Wait};
+use strait::{Channel, ChannelError, Ended, Received, RecvError, SendError, Session, Wait};
 
 /// How long after a death everything about it must be over. The issue says a second; the machine may be busy.
 pub const SOON: Duration = Duration::from_secs(5);
@@ -132,7 +133,7 @@ fn oblige(channel: &mut Channel<cache::Owned>) -> (Ended, Duration) {
     let mut files = VecDeque::new();
     let mut count = 0;
     let end = loop {
-        let received = match channel.recv() {
+        let mut received = match channel.recv() {
             Ok(received) => received,
             Err(RecvError::Ended(ended)) => break (ended.cause, now()),
             Err(other) => panic!("{other}"),
@@ -150,6 +151,10 @@ fn oblige(channel: &mut Channel<cache::Owned>) -> (Ended, Duration) {
                 continue;
             }
         };
+        if !wish.starts_with("burst ") && wish != "file" {
+            check_attached(&mut received, &wish);
+            continue;
+        }
         let sent = match wish.strip_prefix("burst ") {
             Some(number) => (0..number.parse().expect("number")).try_for_each(|_: u32| channel.send(&answer).map(drop)),
             None => channel.reply(&received, &answer).map(drop),
@@ -163,6 +168,19 @@ fn oblige(channel: &mut Channel<cache::Owned>) -> (Ended, Duration) {
     // What was received before the end is whole after it.
     files.iter().for_each(|received| check_file(received, FILE.0, FILE.1));
     end
+}
+
+/// What came beside a message is all there.
+fn check_attached(received: &mut Received<cache::Owned>, what: &str) {
+    let fds = received.take_fds().expect("all there");
+    let blobs: Vec<_> = received.blobs().iter().map(|blob| blob.to_vec().expect("memory")).collect();
+    assert_eq!((fds.len(), blobs.len()), if what == "blob" { (0, 1) } else { (PIPES, 0) });
+    for fd in fds {
+        let mut word = String::new();
+        File::from(fd).read_to_string(&mut word).expect("a pipe");
+        assert_eq!(word, "word");
+    }
+    assert!(blobs.iter().flatten().enumerate().all(|(at, &found)| found == byte(1, at)), "damaged");
 }
 
 /// Opens channels as a client does.

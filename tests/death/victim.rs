@@ -2,7 +2,7 @@
 //! read afterwards. Told to die in one operation, it has the kernel kill it from a timer while it is at that: on a busy
 //! machine nobody else could tell in time.
 
-use crate::bulk::{check_file, file};
+use crate::bulk::{byte, check_file, file};
 use crate::cache_capnp::cache;
 use crate::common::PATIENCE;
 use crate::common::apps::{server, trust};
@@ -12,6 +12,7 @@ use nix::sys::signal::{SigEvent, SigevNotify, Signal};
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::{ClockId, clock_gettime};
 use std::fs::OpenOptions;
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -27,6 +28,8 @@ pub enum Op {
     OpenChannel,
     Build,
     Send,
+    SendBlob,
+    SendDescriptors,
     Request,
     RecvParked,
     RecvSpinning,
@@ -39,12 +42,14 @@ pub enum Op {
 
 use Op::*;
 
-pub const OPS: [(Op, &str); 13] = [
+pub const OPS: [(Op, &str); 15] = [
     (Meet, "bind/connect"),
     (LogIn, "log-in"),
     (OpenChannel, "open channel"),
     (Build, "build"),
     (Send, "send"),
+    (SendBlob, "blob built and sent"),
+    (SendDescriptors, "descriptors sent"),
     (Request, "request"),
     (RecvParked, "recv parked"),
     (RecvSpinning, "recv spinning"),
@@ -74,9 +79,15 @@ impl Note {
         Self(start.cast())
     }
 
-    /// What the victim is at.
+    /// What the victim is at, or was at last.
     pub fn is(&self) -> Option<Op> {
-        OPS.get((self.words()[0].load(Ordering::Relaxed) as usize).checked_sub(1)?).map(|(op, _)| *op)
+        let word = self.words()[0].load(Ordering::Relaxed) & !BETWEEN;
+        OPS.get((word as usize).checked_sub(1)?).map(|(op, _)| *op)
+    }
+
+    /// Whether it is in the middle of that.
+    pub fn is_within(&self) -> bool {
+        self.words()[0].load(Ordering::Relaxed) & BETWEEN == 0
     }
 
     /// When its timer runs out.
@@ -90,6 +101,11 @@ impl Note {
 
     fn set(&self, op: Op) {
         self.words()[0].store(op as u64 + 1, Ordering::Relaxed);
+    }
+
+    fn set_between(&self) {
+        let word = self.words()[0].load(Ordering::Relaxed);
+        self.words()[0].store(word | BETWEEN, Ordering::Relaxed);
     }
 
     fn set_until(&self, until: Duration) {
@@ -109,7 +125,13 @@ impl std::ops::Drop for Note {
     }
 }
 
+/// Set when what the victim was at is over and nothing else has begun.
+const BETWEEN: u64 = 1 << 63;
+
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+pub const BLOB: usize = 5_000;
+pub const PIPES: usize = 3;
 
 /// Parts and bytes per part of every file that victims and survivors send.
 pub const FILE: (usize, usize) = (2, 2_000);
@@ -126,7 +148,7 @@ pub fn wish(channel: &Channel<cache::Owned>, words: &str) -> Message<cache::Owne
     builder.freeze().expect("room")
 }
 
-/// Arguments of both roles: where, the note, how far the peer is believed, seed, and the one operation to repeat.
+/// Arguments of both: where, the note, how far the peer is believed, seed, and the one operation to repeat.
 struct Victim {
     note: Note,
     timer: Timer,
@@ -152,14 +174,12 @@ impl Victim {
         }
     }
 
-    /// Notes what comes next. If it is what this victim is to die in, it has so many microseconds.
-    fn at(&mut self, op: Op) {
-        if self.focus == self.note.is() && self.focus.is_some() {
-            self.arm(Duration::ZERO);
-        }
+    /// Does something, and notes it as what it is at. If it is what this victim is to die in, it has so many microseconds.
+    fn within<T>(&mut self, op: Op, act: impl FnOnce() -> T) -> T {
         self.note.set(op);
         // Not the first time it comes there: what is done once in a session should have been done.
-        if self.focus == Some(op) && self.rng.below(4) == 0 {
+        let armed = self.focus == Some(op) && self.rng.below(4) == 0;
+        if armed {
             let longest = if matches!(op, RecvParked | ReadInPlace | ReadSnapshot) { 2_000_000 } else { 100_000 };
             // As many short ones as long ones.
             let bits = self.rng.below(64 - u64::leading_zeros(longest) as u64);
@@ -167,6 +187,12 @@ impl Victim {
             self.note.set_until(now() + life);
             self.arm(life);
         }
+        let made = act();
+        if armed {
+            self.arm(Duration::ZERO);
+        }
+        self.note.set_between();
+        made
     }
 
     /// Zero disarms.
@@ -196,61 +222,82 @@ impl Victim {
             Some(_) => u64::MAX,
         };
         for _ in 0..channels {
-            self.at(OpenChannel);
-            let mut channel = next(&session);
+            let mut channel = self.within(OpenChannel, || next(&session));
             for _ in 0..self.rounds() {
                 self.talk(&mut channel);
             }
-            self.at(CloseChannel);
-            drop(channel);
+            self.within(CloseChannel, || drop(channel));
         }
-        self.at(CloseSession);
-        session.close();
-        drop(session);
+        self.within(CloseSession, || {
+            session.close();
+            drop(session);
+        });
     }
 
     fn talk(&mut self, channel: &mut Channel<cache::Owned>) {
-        self.at(Build);
-        let mut message = file(channel, FILE.0, FILE.1, true);
+        let mut message = self.within(Build, || file(channel, FILE.0, FILE.1, true));
         while self.focus == Some(Build) {
-            self.at(Build);
-            message = file(channel, FILE.0, FILE.1, false);
+            message = self.within(Build, || file(channel, FILE.0, FILE.1, false));
         }
         if self.damaged {
             message = file(channel, FILE.0, FILE.1 + 1, true);
         }
         if self.wants(Send) {
-            self.at(Send);
-            (0..16).for_each(|_| assert_ne!(channel.send(&message).expect("send"), 0));
+            self.within(Send, || (0..16).for_each(|_| assert_ne!(channel.send(&message).expect("send"), 0)));
+        }
+        if self.wants(SendBlob) {
+            self.within(SendBlob, || channel.send(&with_blob(channel)).expect("send"));
+        }
+        if self.wants(SendDescriptors) {
+            let message = with_descriptors(channel);
+            self.within(SendDescriptors, || channel.send(&message).expect("send"));
         }
         for (op, wait) in [(RecvParked, Wait::Park), (RecvSpinning, Wait::Spin)] {
             if self.wants(op) {
                 channel.set_wait(wait);
                 let silence = Duration::from_millis(if self.focus.is_some() { 20 } else { 1 });
-                self.at(op);
-                assert_eq!(channel.recv_timeout(silence).map(drop), Err(RecvError::TimedOut));
+                let heard = self.within(op, || channel.recv_timeout(silence).map(drop));
+                assert_eq!(heard, Err(RecvError::TimedOut));
             }
         }
         if self.wants(Request) || self.wants(self.reading) {
-            self.at(Request);
             let question = wish(channel, "file");
-            let answer = channel.request(&question, PATIENCE).expect("answer");
+            let answer = self.within(Request, || channel.request(&question, PATIENCE).expect("answer"));
             if self.wants(self.reading) {
-                self.at(self.reading);
-                check_file(&answer, FILE.0, FILE.1);
+                self.within(self.reading, || check_file(&answer, FILE.0, FILE.1));
             }
         }
         if self.wants(Drop) {
             let count = if self.focus.is_some() { 200 } else { 20 };
             let question = wish(channel, &format!("burst {count}"));
-            self.at(Send);
-            channel.send(&question).expect("send");
-            self.at(RecvSpinning);
-            let many: Vec<_> = (0..count).map(|_| channel.recv_timeout(PATIENCE).expect("burst")).collect();
-            self.at(Drop);
-            drop(many);
+            self.within(Send, || channel.send(&question).expect("send"));
+            let take = || (0..count).map(|_| channel.recv_timeout(PATIENCE).expect("burst")).collect::<Vec<_>>();
+            let many = self.within(RecvSpinning, take);
+            self.within(Drop, || drop(many));
         }
     }
+}
+
+/// A message with a file beside it.
+fn with_blob(channel: &Channel<cache::Owned>) -> Message<cache::Owned> {
+    let mut blob = channel.arena().create_blob(BLOB).expect("room");
+    blob.iter_mut().enumerate().for_each(|(at, place)| *place = byte(1, at));
+    let mut builder = channel.create_msg();
+    builder.init_root().init_get_cache_req().set_file_name("blob");
+    builder.attach_blob(blob.freeze());
+    builder.freeze().expect("room")
+}
+
+/// A message with pipes, each with a word in it.
+fn with_descriptors(channel: &Channel<cache::Owned>) -> Message<cache::Owned> {
+    let mut builder = channel.create_msg();
+    builder.init_root().init_get_cache_req().set_file_name("descriptors");
+    for _ in 0..PIPES {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        writer.write_all(b"word").expect("room");
+        builder.attach_fd(reader);
+    }
+    builder.freeze().expect("room")
 }
 
 /// The app whose name says how far it is believed.
@@ -258,40 +305,37 @@ pub fn named(believed: &str) -> ClientApp {
     ClientApp::new(believed).timeout(PATIENCE)
 }
 
-/// The role of a client that is killed. One more argument: the name that says how far it is believed itself.
+/// A client that is killed. One more argument: the name that says how far it is believed itself.
 pub fn client(args: &[String]) {
     let mut victim = Victim::new(args);
     let app = named(&args[5]).trust(trust(&args[2]));
     while victim.focus == Some(LogIn) {
         // Nobody accepts there, so if the timer is on this lasts until it runs out.
-        victim.at(LogIn);
         let time = Duration::from_millis(10);
-        assert!(matches!(app.clone().timeout(time).connect(&server(&args[0])), Err(ConnectError::TimedOut)));
+        let connect = || app.clone().timeout(time).connect(&server(&args[0])).map(drop);
+        assert!(matches!(victim.within(LogIn, connect), Err(ConnectError::TimedOut)));
     }
     loop {
-        victim.at(Meet);
-        let session = app.connect(&server(&args[0])).expect("connect");
+        let session = victim.within(Meet, || app.connect(&server(&args[0])).expect("connect"));
         victim.spend(session, |session| session.open_channel("main", PATIENCE).expect("channel"));
     }
 }
 
-/// The role of a server that is killed.
+/// A server that is killed.
 pub fn serve(args: &[String]) {
     let mut victim = Victim::new(args);
     loop {
-        victim.at(Meet);
         let app = server(&args[0]).allow(&named("visitor"), trust(&args[2])).channel::<cache::Owned>("main");
-        let server = app.bind().expect("bind");
+        let server = victim.within(Meet, || app.bind().expect("bind"));
         let sessions = match victim.focus {
             None => 1 + victim.rng.below(3),
             Some(Meet) => 0,
             Some(_) => u64::MAX,
         };
         for _ in 0..sessions {
-            victim.at(LogIn);
-            let session = server.accept().expect("accept");
+            let session = victim.within(LogIn, || server.accept().expect("accept"));
             victim.spend(session, |session| session.accept_channel().expect("channel"));
         }
-        victim.at(Meet);
+        victim.within(Meet, || drop(server));
     }
 }

@@ -1,12 +1,13 @@
 //! Peers that die, flood, dawdle, lie and ring for nothing.
 
 use super::{Answering, next};
-use crate::common::apps::{Place, client, greet, open, server};
+use crate::common::apps::{Place, SHORT, client, greet, open, server};
 use crate::common::peer::Peer;
 use crate::hello_capnp::hello;
 use crate::raw::{Frame, Raw, Socket};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -120,6 +121,51 @@ pub fn strangers() {
     peer.tell("go");
     assert_eq!(answering.until_all_ended(), [Ended::PeerClosed]);
     peer.finish();
+}
+
+/// A slot that is seen before its descriptors: nothing is told of it, nor of what lies behind it, until they are there.
+pub fn late_descriptors() {
+    let place = Place::new();
+    let mut answering = Answering::new(place.server().allow(&strait::ClientApp::new("raw"), Trust::snapshot()));
+    let dir = place.path().to_owned();
+    let hostile = std::thread::spawn(move || Raw::login(&dir));
+    while !hostile.is_finished() || answering.channels.is_empty() {
+        let event = answering.events.wait(Some(Instant::now() + Duration::from_millis(1)));
+        assert!(event.is_none_or(|event| answering.answer(event).is_none()));
+    }
+    let mut raw = hostile.join().expect("thread");
+    let knock = || Frame::control(10, 1).u32(8, 1);
+    let quiet = |answering: &mut Answering| {
+        let event = answering.events.wait(Some(Instant::now() + SHORT));
+        assert!(event.is_none(), "{event:?}");
+    };
+    for round in 0..6_u64 {
+        let mut payload = raw.lane.compose("with a descriptor");
+        let number = raw.lane.sent;
+        payload[0] |= 1 << 40;
+        raw.lane.put(payload);
+        raw.lane.say("behind it");
+        assert!(raw.socket.say(&knock()));
+        quiet(&mut answering);
+        let channel = *answering.channels.keys().next().expect("one");
+        // Looked for in vain, it has left its slot.
+        if round % 2 == 0 {
+            let found = answering.channels.get_mut(&channel).expect("known").try_recv().expect("open");
+            assert!(found.is_none());
+            assert!(raw.socket.say(&knock()));
+            quiet(&mut answering);
+        }
+        let null = std::fs::File::open("/dev/null").expect("null");
+        let frame = Frame::control(7, 1).u64(8, number).u32(16, 1);
+        assert!(raw.socket.send(&frame.0, &[null.as_fd()]));
+        for expected in [1, 0] {
+            assert!(matches!(next(&mut answering.events), Event::Message { .. }));
+            let received = answering.channels.get_mut(&channel).expect("known").try_recv().expect("open");
+            assert_eq!(received.expect("told").take_fds().expect("here").len(), expected);
+        }
+    }
+    drop(raw);
+    assert_eq!(answering.until_all_ended(), [Ended::PeerDied]);
 }
 
 pub fn doorbells() {

@@ -1,13 +1,14 @@
 //! The side that is not killed: gets ready for what the victim is about to do, and checks what reaches it.
 
-use crate::bulk::{check_file, file};
+use crate::bulk::{byte, check_file, file};
 use crate::cache_capnp::cache;
 use crate::common::{PATIENCE, eventually};
-use crate::victim::{FILE, Op};
+use crate::victim::{FILE, Op, PIPES};
 use nix::unistd::gettid;
 use std::fs::File;
+use std::io::Read;
 use std::sync::{Condvar, Mutex, mpsc};
-use strait::{Channel, ChannelError, Ended, RecvError, SendError, Session, Wait};
+use strait::{Channel, ChannelError, Ended, Received, RecvError, SendError, Session, Wait};
 
 /// What survivors and the harness tell each other.
 pub struct Stage {
@@ -87,7 +88,7 @@ pub fn keep_company(
                 stage.await_death(deaths);
             }
         }
-        match drain(&mut channel, &mut end.came) {
+        match drain(&mut channel, op, &mut end.came) {
             Ended::ChannelClosed => {}
             cause => break cause,
         }
@@ -127,11 +128,12 @@ fn prepare(channel: &mut Channel<cache::Owned>, op: Op) -> bool {
 }
 
 /// Receives until it is over: everything that comes must be whole.
-fn drain(channel: &mut Channel<cache::Owned>, came: &mut usize) -> Ended {
+fn drain(channel: &mut Channel<cache::Owned>, op: Op, came: &mut usize) -> Ended {
     let mut kept = Vec::new();
     let cause = loop {
         match channel.recv() {
-            Ok(received) => {
+            Ok(mut received) => {
+                check_attached(&mut received, op);
                 check_file(&received, FILE.0, FILE.1);
                 kept.push(received);
             }
@@ -143,4 +145,22 @@ fn drain(channel: &mut Channel<cache::Owned>, came: &mut usize) -> Ended {
     kept.iter().for_each(|received| check_file(received, FILE.0, FILE.1));
     *came += kept.len();
     cause
+}
+
+/// What was sent beside a message is all there when that is.
+fn check_attached(received: &mut Received<cache::Owned>, op: Op) {
+    let fds = received.take_fds().expect("all there");
+    let blobs: Vec<_> = received.blobs().iter().map(|blob| blob.to_vec().expect("memory")).collect();
+    let expected = match op {
+        Op::SendBlob => (0, 1),
+        Op::SendDescriptors => (PIPES, 0),
+        _ => (0, 0),
+    };
+    assert_eq!((fds.len(), blobs.len()), expected);
+    for fd in fds {
+        let mut word = String::new();
+        File::from(fd).read_to_string(&mut word).expect("a pipe");
+        assert_eq!(word, "word");
+    }
+    assert!(blobs.iter().flatten().enumerate().all(|(at, &found)| found == byte(1, at)), "damaged");
 }

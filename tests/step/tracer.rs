@@ -28,14 +28,20 @@ pub enum Stride {
 #[derive(Clone, Copy, Debug)]
 pub enum Point {
     After(Stride, u64),
+    /// Right after a store to shared memory.
+    Stored(Store),
     /// Some time into the system call, if it is one, that the stride after these leads through.
     Inside(u64),
 }
+
+/// A store to shared memory: after how many steps it was made, and which address was next.
+pub type Store = (u64, u64);
 
 /// The way through an operation, as one victim took it.
 #[derive(Default)]
 pub struct Trace {
     pub instructions: u64,
+    pub stores: Vec<Store>,
     /// After how many steps which address was next for the first time.
     firsts: Vec<(u64, u64)>,
 }
@@ -85,20 +91,42 @@ impl Traced {
     /// The whole operation, instruction by instruction.
     pub fn trace(&self) -> Trace {
         let (mut trace, mut met) = (Trace::default(), HashSet::new());
-        while self.step(Stride::Instruction) {
+        let mut watched = self.watch_stores();
+        loop {
+            let stores = watched();
+            if !self.step(Stride::Instruction) {
+                return trace;
+            }
             trace.instructions += 1;
             let at = self.instruction();
             if met.insert(at) {
                 trace.firsts.push((trace.instructions, at));
             }
+            if stores {
+                trace.stores.push((trace.instructions, at));
+            }
         }
-        trace
     }
 
-    /// Takes it where it is to die, and kills it there. False if its operation was over before.
+    /// What tells whether the next instruction stores to shared memory.
+    #[cfg(target_arch = "x86_64")]
+    fn watch_stores(&self) -> impl FnMut() -> bool + use<> {
+        let pid = self.pid();
+        let mut stores = crate::stores::Stores::of(pid);
+        move || stores.is_next(&ptrace::getregs(pid).expect("ptrace"))
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn watch_stores(&self) -> impl FnMut() -> bool + use<> {
+        || false
+    }
+
+    /// Takes it where it is to die, and kills it there. False if its operation was over before, or it came elsewhere.
     pub fn kill_at(self, point: Point, trace: &Trace) -> bool {
         let (stride, strides) = match point {
-            Point::After(Stride::Instruction, strides) => (Stride::Instruction, self.run_ahead(strides, trace)),
+            Point::After(Stride::Instruction, strides) | Point::Stored((strides, _)) => {
+                (Stride::Instruction, self.run_ahead(strides, trace))
+            }
             Point::After(stride, strides) => (stride, Some(strides)),
             Point::Inside(strides) => (Stride::Call, Some(strides)),
         };
@@ -108,9 +136,13 @@ impl Traced {
             // Nothing waits for this: how far it gets meanwhile is what is to differ.
             thread::sleep(Duration::from_micros(20));
         }
+        let there = match point {
+            Point::Stored((_, next)) => arrived && self.instruction() == next,
+            _ => arrived,
+        };
         kill(self.pid(), Signal::SIGKILL).expect("kill");
         self.0.wait_killed();
-        arrived
+        there
     }
 
     /// Runs as many steps as it can; tells how many are left, unless it came to the mark.

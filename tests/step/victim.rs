@@ -1,13 +1,14 @@
 //! A process that does one thing between two marks, and is killed somewhere in between.
 
-use crate::bulk::{check_file, file};
+use crate::bulk::{byte, check_file, file, fill};
 use crate::cache_capnp::cache;
 use crate::common::PATIENCE;
 use crate::common::apps::{server, trust};
 use crate::common::peer::{hear, say};
 use crate::tracer::{be_traced, mark};
+use std::io::{PipeReader, Write};
 use std::time::Duration;
-use strait::{Channel, ClientApp, Message, RecvError, Session, Wait};
+use strait::{Builder, Channel, ClientApp, Message, RecvError, Session, Wait};
 
 /// What a victim dies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub enum Op {
     LogIn,
     OpenChannel,
     Build,
+    SendBlob,
+    SendDescriptors,
     DropMessage,
     CloseChannel,
     CloseSession,
@@ -44,7 +47,16 @@ pub const TALK: [Op; 8] = [
 ];
 
 /// What is done now and then: killed around every system call and at instructions in between.
-pub const LIFE: [Op; 6] = [Op::LogIn, Op::OpenChannel, Op::Build, Op::DropMessage, Op::CloseChannel, Op::CloseSession];
+pub const LIFE: [Op; 8] = [
+    Op::LogIn,
+    Op::OpenChannel,
+    Op::Build,
+    Op::SendBlob,
+    Op::SendDescriptors,
+    Op::DropMessage,
+    Op::CloseChannel,
+    Op::CloseSession,
+];
 
 /// A client's first session makes its arena.
 pub const FIRST: [Op; 1] = [Op::FirstLogIn];
@@ -93,6 +105,24 @@ pub fn wish(channel: &Channel<cache::Owned>, words: &str) -> Message<cache::Owne
     builder.init_root().init_get_cache_req().set_file_name(words);
     builder.freeze().expect("room")
 }
+
+/// A file with something beside it.
+fn with(channel: &Channel<cache::Owned>, attach: impl FnOnce(&mut Builder<cache::Owned>)) -> Message<cache::Owned> {
+    let mut builder = channel.create_msg();
+    fill(&mut builder, FILE.0, FILE.1);
+    attach(&mut builder);
+    builder.freeze().expect("room")
+}
+
+/// The reading end of a pipe with a word in it.
+fn full_pipe() -> PipeReader {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    writer.write_all(b"word").expect("room");
+    reader
+}
+
+pub const BLOB: usize = 500;
+pub const PIPES: usize = 3;
 
 pub fn app() -> ClientApp {
     ClientApp::new("victim").timeout(PATIENCE).slots(SLOTS)
@@ -183,6 +213,16 @@ fn live(op: Op, session: Session, next: impl Fn(&Session) -> Channel<cache::Owne
             builder.init_root().init_get_cache_req().set_file_name("large");
             builder.freeze().expect("room")
         }),
+        Op::SendBlob => perform(|| {
+            let mut blob = channel.arena().create_blob(BLOB).expect("room");
+            blob.iter_mut().enumerate().for_each(|(at, place)| *place = byte(1, at));
+            let message = with(&channel, |builder| _ = builder.attach_blob(blob.freeze()));
+            channel.send(&message).expect("send")
+        }),
+        Op::SendDescriptors => {
+            let message = with(&channel, |builder| (0..PIPES).for_each(|_| _ = builder.attach_fd(full_pipe())));
+            perform(|| channel.send(&message).expect("send"))
+        }
         Op::DropMessage => perform(|| drop(message)),
         Op::CloseChannel => perform(|| drop(channel)),
         Op::CloseSession => perform(|| {
