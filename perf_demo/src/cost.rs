@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 /// `perf_demo cost`.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Requests of each row.
-    #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u32).range(10..))]
-    rounds: u32,
+    /// Milliseconds to measure for each row: too short a time, and what a process spends cannot be told from outside.
+    #[arg(long, default_value_t = 300, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    millis: u32,
     /// Sizes of the answers.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Size::parse, default_value = "64B,1MiB")]
     payload: Vec<Size>,
@@ -86,8 +86,9 @@ pub(crate) fn run(options: &Options, stop: &Stop) -> anyhow::Result<ExitCode> {
 
 // Request after request.
 
-/// Turns that the techniques of a group take.
-const TURNS: u32 = 5;
+/// Turns that the techniques of a group take. The kernel counts what a running process spends in ticks of some
+/// milliseconds, so they are long.
+const TURNS: u32 = 3;
 const WARM: u32 = 20;
 
 #[derive(Serialize)]
@@ -128,29 +129,36 @@ fn messages(options: &Options, client: &mut Client, pins: &[Pin]) -> anyhow::Res
                 for (technique, tally, _) in &mut found {
                     tally.verified(client.verify(*technique, &files)?);
                 }
-                let rounds = options.rounds / TURNS;
                 for _ in 0..TURNS {
                     for (technique, tally, spent) in &mut found {
+                        let start = Instant::now();
                         client.block(*technique, &files, (WARM, 0), tally)?;
+                        let each = start.elapsed() / WARM;
+                        let fit = Duration::from_millis(options.millis.into()) / TURNS;
+                        let rounds = fit.as_nanos().checked_div(each.as_nanos()).unwrap_or(0);
                         let before = look(&gauges)?;
-                        client.block(*technique, &files, (0, rounds), tally)?;
+                        client.block(*technique, &files, (0, u32::try_from(rounds)?.max(1)), tally)?;
                         let after = look(&gauges)?;
-                        spent.client += after.client - before.client;
-                        spent.server += after.server - before.server;
+                        spent.client += after.client.saturating_sub(before.client);
+                        spent.server += after.server.saturating_sub(before.server);
                     }
                 }
                 let mut marks = watch.marks();
                 if together && wait == WaitMode::Spin {
                     mark(&mut marks, "needs a second CPU");
                 }
-                let rounds = rounds * TURNS;
-                let classic = found.first().map(|(.., spent)| spent.each(rounds).2);
+                let rounds = |tally: &Tally| u32::try_from(tally.rounds());
+                let classic = match found.first() {
+                    Some((_, tally, spent)) => Some(spent.each(rounds(tally)?).2),
+                    None => None,
+                };
                 sheet.gap();
                 for (technique, tally, spent) in &found {
                     let mut marks = marks.clone();
                     if tally.is_wrong() {
                         mark(&mut marks, "WRONG BYTES");
                     }
+                    let rounds = rounds(tally)?;
                     let (client_cpu_ns, server_cpu_ns, both) = spent.each(rounds);
                     let row = MessageRow {
                         figure: "cpu-per-request",
@@ -228,7 +236,8 @@ fn paced(options: &Options, cpus: &Cpus) -> anyhow::Result<()> {
         sheet.gap();
         for &every in &options.every {
             let every = Duration::from_micros(every.max(1));
-            let rounds = u32::try_from(Duration::from_secs(1).as_nanos() / every.as_nanos())?.clamp(10, options.rounds);
+            let fit = Duration::from_millis(u64::from(options.millis) * 2);
+            let rounds = u32::try_from(fit.as_nanos() / every.as_nanos())?.max(10);
             let mut tally = Tally::new();
             let (mut spent, mut begun, mut stats) = (Spent::default(), look(&gauges)?, channel.wait_stats());
             let watch = Watch::begin(&gauges);

@@ -282,7 +282,7 @@ fn a_killed_run_takes_its_server_and_directory_with_it() -> Outcome {
 fn costs_are_counted_in_every_row() -> Outcome {
     let temp = tempfile::tempdir()?;
     let plot = temp.path().join("cost.svg");
-    let few = ["--rounds", "20", "--payload", "64B", "--every", "100,200", "--sessions", "20", "--channels", "5"];
+    let few = ["--millis", "20", "--payload", "64B", "--every", "100,200", "--sessions", "20", "--channels", "5"];
     let output = perf_demo()
         .args(["cost", "--idle", "1", "--settle", "0", "--wait", "park", "--pin", "same", "--json", "--plot"])
         .arg(&plot)
