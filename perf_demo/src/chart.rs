@@ -1,8 +1,8 @@
 //! The medians as bars in a terminal, on a logarithmic scale.
 
 use crate::cli::{Technique, WaitMode};
-use crate::payload::show;
-use crate::report::{Row, time};
+use crate::report::Row;
+use perf_demo::figures::{show, time};
 use std::fmt::Write;
 
 /// The longest bar, in characters.

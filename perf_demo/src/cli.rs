@@ -2,6 +2,7 @@
 
 use crate::payload::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use perf_demo::cpus::Pin;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use thiserror::Error;
@@ -73,6 +74,31 @@ pub(crate) enum Command {
     /// Measures what it takes to meet: a session from nothing to its first answer beside a bare socket that does as much,
     /// what a session commits, and a request beside thousands of idle sessions.
     Open(Opening),
+    /// Measures what messages, waiting, sessions and channels cost in CPU time, memory and descriptors.
+    Cost(crate::cost::Options),
+    /// Measures how the cost of a message grows with its size, and with what there is beside it: messages under way,
+    /// channels, sessions, threads.
+    Scale(crate::scale::Options),
+    /// Measures strait beside iceoryx2, ipc-channel, capnp-rpc and a bare socket, in one run.
+    ///
+    /// That is a program of its own in peers/, since nobody else is to compile those crates: cargo builds it first, which
+    /// takes minutes and, the first time, the network. All arguments are that program's.
+    #[command(disable_help_flag = true)]
+    Peers {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// The other process of `cost` and `scale`.
+    #[command(hide = true)]
+    Host(Host),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Host {
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+    #[arg(long, value_name = "CPU")]
+    pub(crate) cpu: Option<usize>,
 }
 
 #[derive(Args, Debug)]
@@ -245,27 +271,6 @@ impl WaitMode {
         match self {
             Self::Spin | Self::Adaptive => Technique::FloorLine,
             Self::Park => Technique::FloorSocket,
-        }
-    }
-}
-
-/// Where the two processes run.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub(crate) enum Pin {
-    /// Where the kernel likes
-    None,
-    /// Both on one CPU
-    Same,
-    /// Each on a CPU of its own
-    Split,
-}
-
-impl Pin {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Same => "same",
-            Self::Split => "split",
         }
     }
 }

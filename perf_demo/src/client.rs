@@ -4,7 +4,6 @@
 use crate::classic::{self, Incoming, Known, Pipe};
 use crate::cli::{self, Measure, Technique, WaitMode};
 use crate::control::{Control, Order, Settled, Way, Welcome};
-use crate::cpus::{self, Cpus};
 use crate::floor::{self, Line};
 use crate::payload::{Expected, Source};
 use crate::report::Tally;
@@ -14,6 +13,8 @@ use crate::stop::{OnStop, Stop};
 use crate::{group, report};
 use anyhow::{Context, bail};
 use nix::errno::Errno;
+use perf_demo::cpus::{self, Cpus};
+use perf_demo::gauge::Gauge;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,7 @@ pub(crate) struct Client {
     known: Vec<Known>,
     settled: Settled,
     given: Vec<Source>,
+    server: u32,
     cpus: Cpus,
     stop: Stop,
     echoes: u64,
@@ -59,7 +61,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    fn connect(path: &Path, stop: &Stop) -> anyhow::Result<Self> {
+    pub(crate) fn connect(path: &Path, stop: &Stop) -> anyhow::Result<Self> {
         let dir = File::open(path).with_context(|| format!("no server at {}", path.display()))?;
         let stream = come(&dir, CONTROL).with_context(|| format!("no server at {}", path.display()))?;
         let on_stop = stop.closes(&stream)?;
@@ -69,6 +71,7 @@ impl Client {
         Ok(Self {
             line,
             given: welcome.files,
+            server: welcome.pid,
             dir,
             path: path.to_owned(),
             control,
@@ -89,6 +92,11 @@ impl Client {
     /// The files the server was given.
     pub(crate) fn given(&self) -> &[Source] {
         &self.given
+    }
+
+    /// Of this process and the server's.
+    pub(crate) fn gauges(&self) -> anyhow::Result<[Gauge; 2]> {
+        Ok([Gauge::own()?, Gauge::of(self.server)?])
     }
 
     pub(crate) fn cpus(&self) -> &Cpus {

@@ -18,11 +18,16 @@ pub(crate) fn run(options: &Measure, files: &[PathBuf], stop: &Stop) -> anyhow::
         // The server would say the same, but nobody could tell its exit from a crash.
         Source::file(path)?;
     }
+    beside_server(files, |dir| client::measure(options, dir, stop))
+}
+
+/// Starts a server, does some work as its client, and waits for the server's end.
+pub(crate) fn beside_server<T>(files: &[PathBuf], work: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let dir = TempDir::with_prefix("perf_demo-").context("cannot make a directory to meet in")?;
     // Dropped before the directory is, and after the client has gone.
     let server = Server::start(dir.path(), files)?;
-    match client::measure(options, dir.path(), stop) {
-        Ok(code) => server.finish().map(|()| code),
+    match work(dir.path()) {
+        Ok(done) => server.finish().map(|()| done),
         Err(error) => {
             // What went wrong is here; the server may still be waiting for a client.
             server.abandon();

@@ -1,11 +1,14 @@
 //! What is measured when: techniques of one size, wait and pinning form a group, which take turns with their floor in
 //! blocks, so that the rows of a group, and only those, were measured in the same minutes.
 
-use crate::cli::{Measure, Pin, Technique, WaitMode};
+use crate::cli::{Measure, Technique, WaitMode};
 use crate::client::{Client, Files};
 use crate::control::Settled;
-use crate::payload::{Expected, Source, Twin, show};
+use crate::payload::{Expected, Source, Twin};
 use crate::report::{Report, Row, Tally};
+use perf_demo::cpus::Pin;
+use perf_demo::figures::show;
+use perf_demo::machine::Watch;
 use std::time::{Duration, Instant};
 
 /// The most rounds in a row before it is another technique's turn.
@@ -92,6 +95,8 @@ struct Group {
     budget: Option<Duration>,
     huge: bool,
     title: String,
+    /// What else went on meanwhile.
+    disturbed: Option<String>,
 }
 
 /// One technique's part in a group.
@@ -132,6 +137,7 @@ impl Group {
             budget: None,
             huge,
             title: format!("{} {}", show(bytes), wait.name()),
+            disturbed: None,
         }
     }
 
@@ -149,6 +155,7 @@ impl Group {
         };
         client.settle(self.settled, self.own_cpu)?;
         self.verify(client, files, report)?;
+        let watch = Watch::begin(&client.gauges()?);
         let start = Instant::now();
         for cycle in 0..self.cycles {
             if cycle > 0 && self.budget.is_some_and(|budget| start.elapsed() > budget) {
@@ -163,6 +170,7 @@ impl Group {
             }
             report.progress(cycle, self.cycles);
         }
+        self.disturbed = watch.marks();
         self.verify(client, files, report)
     }
 
@@ -230,6 +238,7 @@ impl Group {
                 row.classic_p50 = p50(Technique::Classic);
                 row.bare_p50 = p50(Technique::Bare);
                 row.needs_cpu = alone && self.settled.wait == WaitMode::Spin;
+                row.disturbed.clone_from(&self.disturbed);
                 row
             })
             .collect()

@@ -8,14 +8,17 @@ mod classic;
 mod cli;
 mod client;
 mod control;
-mod cpus;
+mod cost;
 mod driver;
 mod floor;
 mod group;
+mod host;
 mod opening;
 mod payload;
+mod peers;
 mod plot;
 mod report;
+mod scale;
 mod server;
 mod shm;
 mod stop;
@@ -36,6 +39,10 @@ fn main() -> ExitCode {
             Some(Command::Serve(serve)) => server::run(serve, &stop),
             Some(Command::Client(client)) => client::run(client, &stop),
             Some(Command::Open(open)) => opening::run(open),
+            Some(Command::Cost(cost)) => cost::run(cost, &stop),
+            Some(Command::Peers { args }) => peers::run(args),
+            Some(Command::Scale(scale)) => scale::run(scale, &stop),
+            Some(Command::Host(host)) => host::run(host),
         };
         match stop.signal() {
             // Being told to stop is no failure of a server; of a measurement it is, and a shell wants to know which.

@@ -4,6 +4,7 @@ use crate::cache_capnp::{cache, get_cache_rsp};
 use crate::cli::Usage;
 use anyhow::Context;
 use parse_size::parse_size;
+use perf_demo::figures::show;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -30,11 +31,6 @@ impl Size {
 
 /// What the server's arena has address space for, twice.
 const MOST: usize = 24 << 30;
-
-/// A size for people, exact where a binary unit fits.
-pub(crate) fn show(bytes: usize) -> String {
-    humansize::format_size(bytes, humansize::BINARY.space_after_value(true).decimal_places(1))
-}
 
 /// Where a file's bytes come from. Each stands for two files: itself and its complement.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

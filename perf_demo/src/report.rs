@@ -1,13 +1,14 @@
 //! What was found, and how it is told: JSON lines or a table, and a progress bar meanwhile.
 
 use crate::chart;
-use crate::cli::{Measure, Pin, Technique, WaitMode};
-use crate::payload::show;
+use crate::cli::{Measure, Technique, WaitMode};
 use crate::plot;
 use anyhow::Context;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
+use perf_demo::cpus::Pin;
+use perf_demo::figures::{ratio, show, time, times};
 use serde::Serialize;
 use std::io::Write;
 use std::path::PathBuf;
@@ -47,6 +48,18 @@ impl Tally {
         self.wrong += u64::from(!right);
     }
 
+    pub(crate) fn is_wrong(&self) -> bool {
+        self.wrong > 0
+    }
+
+    pub(crate) fn rounds(&self) -> u64 {
+        self.nanos.len()
+    }
+
+    pub(crate) fn p99(&self) -> u64 {
+        self.nanos.value_at_quantile(0.99)
+    }
+
     pub(crate) fn p50(&self) -> u64 {
         self.nanos.value_at_quantile(0.5)
     }
@@ -74,6 +87,9 @@ pub(crate) struct Row {
     /// Spinning on the CPU of whom it waits for.
     #[serde(skip)]
     pub(crate) needs_cpu: bool,
+    /// What else went on meanwhile.
+    #[serde(skip)]
+    pub(crate) disturbed: Option<String>,
 }
 
 /// Round-trip times in nanoseconds.
@@ -112,6 +128,7 @@ impl Row {
             classic_p50: None,
             bare_p50: None,
             needs_cpu: false,
+            disturbed: None,
         }
     }
 
@@ -132,6 +149,7 @@ impl Row {
         {
             marks.push(format!("{ratio:.2} x bare"));
         }
+        marks.extend(self.disturbed.clone());
         marks.join(", ")
     }
 }
@@ -245,9 +263,9 @@ fn table(rows: &[Row]) -> Table {
             table.add_row([""]);
         }
         let Rtt { min, p50, p90, p99, p999, max } = row.rtt_ns;
-        let floor = row.floor_p50.and_then(|floor| ratio(p50, floor)).map(|ratio| format!("{} x", digits(ratio)));
+        let floor = times(row.floor_p50.and_then(|floor| ratio(p50, floor)));
         let faster = row.classic_p50.filter(|_| !row.technique.is_floor() && row.technique != Technique::Classic);
-        let faster = faster.and_then(|classic| ratio(classic, p50)).map(|ratio| format!("{} x", digits(ratio)));
+        let faster = times(faster.and_then(|classic| ratio(classic, p50)));
         let mut cells = vec![
             show(row.payload_bytes),
             row.wait.name().to_owned(),
@@ -256,7 +274,7 @@ fn table(rows: &[Row]) -> Table {
             row.rounds.to_string(),
         ];
         cells.extend([min, p50, p90, p99, p999, max].map(time));
-        cells.extend([floor.unwrap_or_default(), faster.unwrap_or_default()]);
+        cells.extend([floor, faster]);
         cells.extend([format!("{:.2}", row.sleeps_per_recv), row.marks()]);
         table.add_row(cells);
     }
@@ -264,41 +282,4 @@ fn table(rows: &[Row]) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
-}
-
-fn ratio(one: u64, other: u64) -> Option<f64> {
-    (other > 0).then(|| one as f64 / other as f64)
-}
-
-/// Three digits, or all before the point.
-fn digits(value: f64) -> String {
-    match value {
-        ..10.0 => format!("{value:.2}"),
-        ..100.0 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
-    }
-}
-
-/// A time with its unit.
-pub(crate) fn time(nanos: u64) -> String {
-    let nanos = nanos as f64;
-    match nanos {
-        ..1e3 => format!("{nanos:.0} ns"),
-        ..1e6 => format!("{} us", digits(nanos / 1e3)),
-        ..1e9 => format!("{} ms", digits(nanos / 1e6)),
-        _ => format!("{} s", digits(nanos / 1e9)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_have_three_digits() {
-        assert_eq!(
-            [7, 1234, 56_789, 178_000_000, 1_500_000_000].map(time),
-            ["7 ns", "1.23 us", "56.8 us", "178 ms", "1.50 s"]
-        );
-    }
 }

@@ -3,7 +3,6 @@
 use crate::classic::{self, Incoming, Pipe};
 use crate::cli::{Serve, Technique, WaitMode};
 use crate::control::{Answer, Control, Order, Settled, Way, Welcome};
-use crate::cpus::Cpus;
 use crate::floor::{self, Line};
 use crate::payload::{Source, Twin};
 use crate::shm::{Mount, client_app, server_app};
@@ -12,6 +11,7 @@ use crate::store::Store;
 use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use perf_demo::cpus::Cpus;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,8 +1,9 @@
 //! The server's cache: two files at a time, as finished messages, or as bytes to build an answer from each time.
 
 use crate::cache_capnp::cache;
-use crate::payload::{CHUNK, Source, Twin, show};
+use crate::payload::{CHUNK, Source, Twin};
 use anyhow::{Context, bail};
+use perf_demo::figures::show;
 use std::borrow::Cow;
 use strait::{Arena, Builder, Message};
 use xxhash_rust::xxh3::xxh3_64;

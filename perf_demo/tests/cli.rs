@@ -277,3 +277,66 @@ fn a_killed_run_takes_its_server_and_directory_with_it() -> Outcome {
     assert_eq!(std::fs::read_dir(temp.path())?.count(), 0, "something was left behind");
     Ok(())
 }
+
+#[test]
+fn costs_are_counted_in_every_row() -> Outcome {
+    let temp = tempfile::tempdir()?;
+    let plot = temp.path().join("cost.svg");
+    let few = ["--millis", "20", "--payload", "64B", "--every", "100,200", "--sessions", "20", "--channels", "5"];
+    let output = perf_demo()
+        .args(["cost", "--idle", "1", "--settle", "0", "--wait", "park", "--pin", "same", "--json", "--plot"])
+        .arg(&plot)
+        .args(few)
+        .env("TMPDIR", temp.path())
+        .output()?;
+    let rows = rows(&output)?;
+    let of = |figure: &str| rows.iter().filter(|row| row["figure"] == figure).collect::<Vec<_>>();
+    let per_request = of("cpu-per-request");
+    assert_eq!(techniques(&rows[..4]), ["classic", "snapshot", "shm", "floor-socket"]);
+    assert_eq!(per_request.len(), 4);
+    for row in per_request.iter().chain(&of("cpu-per-paced-request")) {
+        assert!(row["client_cpu_ns"].as_u64() > Some(0) && row["server_cpu_ns"].as_u64() > Some(0), "{row}");
+    }
+    assert_eq!(of("cpu-per-paced-request").len(), 2);
+    let held = of("held");
+    assert_eq!(held.len(), 4);
+    // A session is a descriptor on either side, a channel none.
+    for (row, descriptors) in held.iter().skip(1).zip([1.0, 1.0, 0.0]) {
+        assert_eq!(
+            (&row["client_descriptors"], &row["server_descriptors"]),
+            (&descriptors.into(), &descriptors.into())
+        );
+    }
+    assert_eq!(of("idle-cpu").len(), 1);
+    assert!(std::fs::read_to_string(&plot)?.starts_with("<svg"));
+    std::fs::remove_file(plot)?;
+    assert_eq!(std::fs::read_dir(temp.path())?.count(), 0, "something was left behind");
+    Ok(())
+}
+
+#[test]
+fn every_sweep_has_a_row_for_every_value() -> Outcome {
+    let temp = tempfile::tempdir()?;
+    let plot = temp.path().join("scale.svg");
+    let few = ["--rounds", "100", "--payload", "64B,1MiB", "--in-flight", "1,8", "--channels", "1,3"];
+    let output = perf_demo()
+        .args(["scale", "--sessions", "1,20", "--threads", "1,3", "--json", "--plot"])
+        .arg(&plot)
+        .args(few)
+        .env("TMPDIR", temp.path())
+        .output()?;
+    let rows = rows(&output)?;
+    let sweeps = ["payload", "in-flight", "channels", "sessions", "loop-sessions", "threads", "sharing"];
+    let found: Vec<&str> = rows.iter().filter_map(|row| row["sweep"].as_str()).collect();
+    assert_eq!(found, sweeps.iter().flat_map(|&sweep| [sweep; 2]).collect::<Vec<_>>());
+    for row in &rows {
+        assert!(row["p50_ns"].as_u64() > Some(0) && row["p99_ns"].as_u64() >= row["p50_ns"].as_u64(), "{row}");
+        assert!(row["rounds"].as_u64() > Some(0), "{row}");
+    }
+    let marked = rows.iter().filter(|row| row["value"] == 3 && row["sweep"] == "threads");
+    assert!(marked.clone().count() == 1);
+    assert!(std::fs::read_to_string(&plot)?.contains("loop-sessions"));
+    std::fs::remove_file(plot)?;
+    assert_eq!(std::fs::read_dir(temp.path())?.count(), 0, "something was left behind");
+    Ok(())
+}
