@@ -1,13 +1,17 @@
 //! The handle to a worker: finds, starts or attaches to one, and to another when it is gone.
 
 use crate::error::{Error, LaunchError};
+use crate::launch;
+use crate::link::{self, Link};
+use crate::proc_curl_capnp::{curl, jar};
 use crate::request::RequestBuilder;
 use crate::source::Source;
-use crate::uri::Uri;
+use crate::uri::{Transport, Uri};
+use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use strait::{Arena, Trust};
+use strait::{Arena, ClientApp, RequestError, Trust};
 
 /// Makes requests through a worker, `procCurlI`, which has libcurl.
 ///
@@ -27,18 +31,32 @@ pub struct Client {
 
 struct Inner {
     config: ClientBuilder,
+    /// How to come to a worker.
+    way: Way,
+    app: ClientApp,
+    /// Keeps the arena for as long as the client lives, whatever becomes of workers.
+    arena: Arena,
+    live: Mutex<Option<Arc<Link>>>,
+    process: u32,
+}
+
+enum Way {
+    /// Starts this executable, which is to meet its client at such a place.
+    Start(PathBuf, Uri),
+    /// One is there.
+    Attach(Uri),
 }
 
 /// How a [`Client`] comes to its worker.
 #[derive(Clone, Debug, Default)]
 pub struct ClientBuilder {
-    program: Option<PathBuf>,
+    pub(crate) program: Option<PathBuf>,
     uri: Option<Uri>,
-    min_version: Option<u32>,
-    trust: Trust,
-    arguments: Vec<String>,
+    pub(crate) min_version: Option<u32>,
+    pub(crate) trust: Trust,
+    pub(crate) arguments: Vec<String>,
     timeout: Option<Duration>,
-    stderr_shown: bool,
+    pub(crate) stderr_shown: bool,
 }
 
 impl ClientBuilder {
@@ -97,9 +115,44 @@ impl ClientBuilder {
     /// # Errors
     /// [`LaunchError`].
     pub fn build(self) -> Result<Client, LaunchError> {
-        let client = Client { inner: Arc::new(Inner { config: self }) };
-        let program = client.inner.config.program.clone();
-        Err(LaunchError::NotFound(program.into_iter().collect()))
+        let way = match &self.uri {
+            Some(uri) => Way::Attach(uri.clone()),
+            None => {
+                let program = launch::find(&self)?;
+                let uri = launch::negotiate(&program, &self)?;
+                Way::Start(program, uri)
+            }
+        };
+        let app = link::app(&self, way.transport());
+        let (arena, live) = (app.arena()?, Mutex::default());
+        let inner = Inner { config: self, way, app, arena, live, process: std::process::id() };
+        let link = inner.connect()?;
+        *inner.live.lock() = Some(Arc::new(link));
+        Ok(Client { inner: Arc::new(inner) })
+    }
+
+    /// How long a worker may take until it can be used.
+    pub(crate) fn patience(&self) -> Duration {
+        self.timeout.unwrap_or(LAUNCH)
+    }
+}
+
+const LAUNCH: Duration = Duration::from_secs(10);
+
+impl Way {
+    fn transport(&self) -> Transport {
+        match self {
+            Self::Start(_, uri) | Self::Attach(uri) => uri.transport,
+        }
+    }
+}
+
+impl Inner {
+    fn connect(&self) -> Result<Link, LaunchError> {
+        match &self.way {
+            Way::Start(program, uri) => Link::start(&self.config, &self.app, program, uri),
+            Way::Attach(uri) => Link::attach(&self.app, uri),
+        }
     }
 }
 
@@ -139,7 +192,41 @@ impl Client {
     /// # Errors
     /// [`Error`]: there is no memory for it.
     pub fn arena(&self) -> Result<Arena, Error> {
-        Err(LaunchError::NotFound(Vec::new()).into())
+        if self.inner.process == std::process::id() { Ok(self.inner.arena.clone()) } else { Err(Error::ForkedProcess) }
+    }
+
+    /// A session with a worker that lives, as far as is known.
+    pub(crate) fn link(&self) -> Result<Arc<Link>, Error> {
+        if self.inner.process != std::process::id() {
+            return Err(Error::ForkedProcess);
+        }
+        let mut live = self.inner.live.lock();
+        if let Some(link) = live.as_ref().filter(|link| !link.is_over()) {
+            return Ok(link.clone());
+        }
+        let link = Arc::new(self.inner.connect()?);
+        *live = Some(link.clone());
+        Ok(link)
+    }
+
+    /// Asks the worker something that is no request of libcurl's.
+    fn ask<R>(
+        &self,
+        question: impl FnOnce(curl::Builder<'_>),
+        read: impl FnOnce(curl::Reader<'_>) -> capnp::Result<Option<R>>,
+    ) -> Result<R, Error> {
+        let link = self.link()?;
+        let seat = link.seat()?;
+        let mut message = seat.sender().create_msg();
+        question(message.init_root());
+        let message = message.freeze().map_err(|error| Error::Source(std::io::Error::other(error)))?;
+        let answer = seat.sender().request(&message, link::PROMPT).map_err(|error| match error {
+            RequestError::Ended(ended) => link.over(ended.cause, 0),
+            _ => Error::WorkerSilent,
+        })?;
+        let garbled = |what: String| Error::WorkerMisbehaved { what };
+        let read = answer.get().and_then(read).map_err(|error| garbled(error.to_string()))?;
+        read.ok_or_else(|| garbled("an answer to something else".into()))
     }
 
     /// The cookies of a jar, as lines of a Netscape cookie file.
@@ -147,17 +234,41 @@ impl Client {
     /// # Errors
     /// [`Error`].
     pub fn cookies(&self, jar: u32) -> Result<Vec<String>, Error> {
-        let _ = jar;
-        Err(LaunchError::NotFound(Vec::new()).into())
+        self.ask_jar(jar, |mut to| to.set_read(()))
     }
 
-    /// Puts cookies into a jar: lines of a Netscape cookie file, or `Set-Cookie: ...` headers.
+    /// Puts cookies into a jar: lines of a Netscape cookie file, or `Set-Cookie: ...` headers. What is neither is left out.
     ///
     /// # Errors
     /// [`Error`].
     pub fn add_cookies(&self, jar: u32, lines: &[String]) -> Result<(), Error> {
-        let _ = (jar, lines);
-        Err(LaunchError::NotFound(Vec::new()).into())
+        let count = u32::try_from(lines.len()).unwrap_or(u32::MAX);
+        let add = |to: jar::Builder<'_>| {
+            let mut list = to.init_add(count);
+            (0..count).zip(lines).for_each(|(index, line)| list.set(index, line));
+        };
+        self.ask_jar(jar, add).map(drop)
+    }
+
+    /// Empties a jar.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn clear_cookies(&self, jar: u32) -> Result<(), Error> {
+        self.ask_jar(jar, |mut to| to.set_clear(())).map(drop)
+    }
+
+    fn ask_jar(&self, number: u32, say: impl FnOnce(jar::Builder<'_>)) -> Result<Vec<String>, Error> {
+        let question = |root: curl::Builder<'_>| {
+            let mut to = root.init_jar();
+            to.set_number(number);
+            say(to);
+        };
+        self.ask(question, |root| {
+            let curl::JarIs(lines) = root.which()? else { return Ok(None) };
+            let lines = lines?.iter().map(|line| Ok(String::from_utf8_lossy(line?.as_bytes()).into_owned()));
+            lines.collect::<capnp::Result<_>>().map(Some)
+        })
     }
 
     /// What the worker has done, for all of its clients.
@@ -165,13 +276,34 @@ impl Client {
     /// # Errors
     /// [`Error`].
     pub fn statistics(&self) -> Result<Statistics, Error> {
-        Err(LaunchError::NotFound(Vec::new()).into())
+        self.ask(
+            |mut root| root.set_ask(()),
+            |root| {
+                let curl::Statistics(found) = root.which()? else { return Ok(None) };
+                let found = found?;
+                Ok(Some(Statistics {
+                    active: found.get_active(),
+                    queued: found.get_queued(),
+                    paused: found.get_paused(),
+                    started: found.get_started(),
+                    done: found.get_done(),
+                    failed: found.get_failed(),
+                    cancelled: found.get_cancelled(),
+                    received: found.get_received(),
+                    sent: found.get_sent(),
+                    connections: found.get_connections(),
+                    sessions: found.get_sessions(),
+                }))
+            },
+        )
     }
 
     /// The worker's process, if this client started it and it lives.
     #[must_use]
     pub fn worker_pid(&self) -> Option<u32> {
-        None
+        let live = self.inner.live.lock();
+        let link = live.as_ref().filter(|link| !link.is_over())?;
+        link.worker.as_ref().map(|worker| worker.pid)
     }
 }
 

@@ -11,19 +11,22 @@
 //! ```
 
 #![forbid(unsafe_code)]
-#![allow(dead_code)]
 
 mod chunk;
 mod client;
 mod code;
 mod error;
+mod launch;
+mod link;
 mod options;
+mod protocols;
 mod random;
 mod request;
 mod response;
 mod source;
 mod transfer;
 pub mod uri;
+mod wire;
 
 /// What client and worker talk in, for the worker's use. Changes with any version.
 #[doc(hidden)]

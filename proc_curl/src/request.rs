@@ -87,10 +87,14 @@ pub(crate) struct Spec {
 /// Who is told of what happens meanwhile, by the thread that waits.
 #[derive(Default)]
 pub(crate) struct Listeners {
-    pub(crate) progress: Option<Box<dyn FnMut(&Progress) + Send>>,
-    pub(crate) head: Option<Box<dyn FnMut(&Head) + Send>>,
-    pub(crate) trace: Option<Box<dyn FnMut(TraceKind, &[u8]) + Send>>,
+    pub(crate) progress: Option<OnProgress>,
+    pub(crate) head: Option<OnHead>,
+    pub(crate) trace: Option<OnTrace>,
 }
+
+type OnProgress = Box<dyn FnMut(&Progress) + Send>;
+type OnHead = Box<dyn FnMut(&Head) + Send>;
+type OnTrace = Box<dyn FnMut(TraceKind, &[u8]) + Send>;
 
 /// How far a request has come, in bytes of bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -86,7 +86,7 @@ impl Response {
                     self.delivered += chunk.len();
                     return Ok(Some(chunk));
                 }
-                Event::End(end) => self.end = Some(end),
+                Event::End(end) => self.end = Some(*end),
                 // A trailer's or a late 1xx one, which says nothing about this answer.
                 Event::Head(_) => {}
             }
