@@ -22,10 +22,12 @@ mod serve;
 mod socks;
 mod state;
 mod tls;
+mod worker;
 
 use self::state::State;
 pub use self::state::Upload;
 use self::tls::Authority;
+pub use self::worker::{children, lives, nightly, resident, resident_at_most, ticks, worker};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
