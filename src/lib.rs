@@ -25,7 +25,7 @@ mod channel;
 pub mod event;
 #[cfg(not(strait_loom))]
 mod message;
-mod ring;
+pub mod ring;
 #[cfg(not(strait_loom))]
 mod session;
 #[cfg(not(strait_loom))]

@@ -1,5 +1,7 @@
-//! L2: a ring of one-line slots, one producer, one consumer, in two processes that do not believe each other. Never
-//! waits and knows nothing of what slots mean.
+//! L2: rings, which never wait: between [`threads`] of one process, and between [`processes`].
+//!
+//! Below that, the ring that channels are made of: one-line slots, one producer, one consumer, in two processes that do not
+//! believe each other. It knows nothing of what slots mean.
 //!
 //! A slot is one cache line: seven payload words and, published last, its sequence number: one more than the position
 //! it was filled at. So one line crosses per message, and a consumer needs nothing else to know that a slot is ready.
@@ -14,9 +16,12 @@ mod consumer;
 mod copy;
 #[cfg(all(test, strait_loom))]
 mod models;
+#[cfg(not(strait_loom))]
+pub mod processes;
 mod producer;
 #[cfg(all(test, not(strait_loom)))]
 mod tests;
+pub mod threads;
 
 pub(crate) use consumer::Consumer;
 #[cfg(not(strait_loom))]

@@ -15,11 +15,13 @@ pub(crate) struct Producer {
     own: Arc<OwnWords>,
     peer: Arc<PeerWords>,
     capacity: u64,
+    /// How many slots may be filled at a time.
+    limit: u64,
     /// Slots filled so far. Never read back from shared memory.
     filled: u64,
     /// Where the last push began: the slot that published it.
     head: u64,
-    /// The last cursor seen, checked: `filled - capacity <= consumed <= filled`.
+    /// The last cursor seen, checked: `filled - limit <= consumed <= filled`.
     consumed: u64,
 }
 
@@ -28,7 +30,15 @@ impl Producer {
     pub(crate) fn new(own: Arc<OwnWords>, peer: Arc<PeerWords>) -> Self {
         let capacity = ((own.len() - area::SLOTS) / SLOT) as u64;
         debug_assert!(capacity.is_power_of_two());
-        Self { own, peer, capacity, filled: 0, head: 0, consumed: 0 }
+        Self { own, peer, capacity, limit: capacity, filled: 0, head: 0, consumed: 0 }
+    }
+
+    /// Fills no more than `limit` slots at a time, of which there must be as many.
+    #[cfg(not(strait_loom))]
+    pub(crate) fn limited(mut self, limit: u64) -> Self {
+        debug_assert!((1..=self.capacity).contains(&limit));
+        self.limit = limit;
+        self
     }
 
     /// Fills the next slot, and as many after it as `rest` takes, and publishes them all at once: from here on the
@@ -59,7 +69,7 @@ impl Producer {
     /// Whether so many slots can be filled now.
     #[inline]
     pub(crate) fn has_room(&mut self, slots: u64) -> Result<bool, PeerMisbehaved> {
-        Ok(self.capacity - (self.filled - self.consumed) >= slots || self.refresh()? >= slots)
+        Ok(self.limit - (self.filled - self.consumed) >= slots || self.refresh()? >= slots)
     }
 
     /// Whether the consumer has emptied every slot that was filled.
@@ -76,7 +86,7 @@ impl Producer {
             return Err(PeerMisbehaved::CursorOutOfRange { found, low: self.consumed, high: self.filled });
         }
         self.consumed = found;
-        Ok(self.capacity - (self.filled - self.consumed))
+        Ok(self.limit - (self.filled - self.consumed))
     }
 
     /// The last cursor seen.

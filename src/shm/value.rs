@@ -372,7 +372,7 @@ where
 }
 
 /// A digest of a type's name without the paths in it, which differ between programs that share a source file.
-pub(super) fn digest<T: ?Sized>() -> u64 {
+pub(crate) fn digest<T: ?Sized>() -> u64 {
     let name = std::any::type_name::<T>().as_bytes();
     let part_of_word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;

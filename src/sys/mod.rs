@@ -12,6 +12,8 @@ pub(crate) mod cpu;
 pub(crate) mod fork;
 pub(crate) mod futex;
 #[cfg(not(strait_loom))]
+pub(crate) mod lent;
+#[cfg(not(strait_loom))]
 pub(crate) mod lockfile;
 #[cfg(not(strait_loom))]
 pub(crate) mod mapping;
