@@ -3,8 +3,8 @@
 //! is left with nothing, and its other session goes on.
 //!
 //! `STRAIT_LEVEL` says how many points: `quick` some of each operation, spread evenly; `nightly` and `release` every
-//! instruction of the first kind, and of the second every system call and 2,000 instructions. `STRAIT_OPS` names the
-//! operations, with commas, if not all are wanted.
+//! instruction of the first kind, and of the second every system call, every store and 2,000 instructions; `stores` just
+//! every store of the second. `STRAIT_OPS` names the operations, with commas, if not all are wanted.
 
 #[path = "common/bulk.rs"]
 mod bulk;
@@ -38,8 +38,11 @@ use tracer::{Point, Stride, Trace, Traced};
 use victim::{FIRST, LIFE, Op, SERVING, TALK};
 
 fn main() -> ExitCode {
-    let long =
-        if matches!(std::env::var("STRAIT_LEVEL").as_deref(), Ok("nightly" | "release")) { 6 * 3600 } else { 180 };
+    let long = if matches!(std::env::var("STRAIT_LEVEL").as_deref(), Ok("nightly" | "release" | "stores")) {
+        6 * 3600
+    } else {
+        180
+    };
     let cases = [
         Case::new(CLIENTS_TALK, || clients(&TALK)).limit(long),
         Case::new("clients_killed_in_what_is_done_now_and_then", || clients(&[&FIRST[..], &LIFE].concat())).limit(long),
