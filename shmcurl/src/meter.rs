@@ -96,12 +96,15 @@ impl Meter {
         self.draw(&mut state, false);
     }
 
-    /// It is over.
-    pub(crate) fn end(&self, id: u64) {
+    /// It is over, with so many bytes received and sent if all went well.
+    pub(crate) fn end(&self, id: u64, whole: Option<(u64, u64)>) {
         if !self.is_shown() {
             return;
         }
         let mut state = self.state();
+        if let (Some((received, sent)), Some(live)) = (whole, state.tally.live.get_mut(&id)) {
+            (live.received, live.to_receive, live.sent, live.to_send) = (received, Some(received), sent, Some(sent));
+        }
         if self.style == Style::Many {
             state.tally.end(id);
             self.draw(&mut state, false);

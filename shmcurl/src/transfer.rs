@@ -48,7 +48,7 @@ pub(crate) fn run(context: &Context, job: &Job) -> u32 {
     let mut report = Report { url: job.url.clone(), number: job.number, ..Report::default() };
     context.meter.begin(job.number);
     let result = Transfer::new(context, job).and_then(|transfer| transfer.run(&mut report));
-    context.meter.end(job.number);
+    context.meter.end(job.number, result.is_ok().then_some((report.info.received, report.info.sent)));
     let output = &context.settings.cli.output;
     if let Err(fault) = result {
         report.exit = fault.code;

@@ -2,8 +2,8 @@
 
 use crate::pattern;
 use bytes::Bytes;
-use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+use flate2::{Compress, Compression, Crc, FlushCompress};
 use futures_util::stream::{self, Stream, StreamExt};
 use http::HeaderMap;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -95,19 +95,44 @@ pub(crate) fn raw_deflate(bytes: &[u8]) -> Vec<u8> {
     into.finish().expect("memory")
 }
 
-/// `zeros` zeros in gzip, made as they are sent: some thousand times smaller.
+/// `zeros` zeros in gzip, some thousand times smaller, and made without compressing more than a piece of them: pieces that
+/// end with a full flush can be repeated.
 pub(crate) fn bomb(zeros: u64) -> Body {
-    const STEP: u64 = 4 << 20;
-    let start = (Some(GzEncoder::new(Vec::new(), Compression::best())), 0);
-    streamed(stream::unfold(start, move |(encoder, done)| async move {
-        let mut encoder = encoder?;
-        let step = STEP.min(zeros - done);
-        encoder.write_all(&vec![0; step as usize]).expect("memory");
-        if done + step < zeros {
-            let ready = std::mem::take(encoder.get_mut());
-            return Some((Ok(Frame::data(ready.into())), (Some(encoder), done + step)));
-        }
-        let last = encoder.finish().expect("memory");
-        Some((Ok(Frame::data(last.into())), (None, zeros)))
-    }))
+    const STEP: usize = 1 << 20;
+    let compressed = |size: usize, flush| {
+        let mut out = Vec::with_capacity(STEP);
+        let mut compress = Compress::new(Compression::fast(), false);
+        compress.compress_vec(&vec![0; size], &mut out, flush).expect("memory");
+        Bytes::from(out)
+    };
+    let (steps, rest) = (zeros / STEP as u64, (zeros % STEP as u64) as usize);
+    let mut sum = Crc::new();
+    let mut step = Crc::new();
+    step.update(&vec![0; STEP]);
+    (0..steps).for_each(|_| sum.combine(&step));
+    sum.update(&vec![0; rest]);
+    let end = [sum.sum().to_le_bytes(), (zeros as u32).to_le_bytes()].concat();
+    let head = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+    let piece = compressed(STEP, FlushCompress::Full);
+    let pieces = std::iter::once(Bytes::copy_from_slice(&head))
+        .chain((0..steps).map(move |_| piece.clone()))
+        .chain([compressed(rest, FlushCompress::Finish), Bytes::from(end)]);
+    streamed(stream::iter(pieces.map(|piece| Ok(Frame::data(piece)))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::read::GzDecoder;
+    use std::io::Read;
+
+    #[test]
+    fn a_bomb_is_gzip() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+        let bytes = runtime.block_on(bomb(3_000_000).collect()).expect("a body").to_bytes();
+        assert!(bytes.len() < 30_000, "{}", bytes.len());
+        let mut zeros = Vec::new();
+        GzDecoder::new(&bytes[..]).read_to_end(&mut zeros).expect("gzip");
+        assert_eq!(zeros, vec![0; 3_000_000]);
+    }
 }

@@ -77,7 +77,8 @@ fn a_configuration_file_stands_where_it_is_named() {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     std::io::Write::write_all(&mut file, b"# mine\nurl = \"http://a/\"\n-o out\nlocation\nheader: X-A: b c\n")
         .expect("written");
-    let path = file.path().to_str().expect("text");
+    let path = file.path().to_str().expect("text").to_owned();
+    let path = path.as_str();
     let line = line(&["-K", path, "http://b/"]);
     assert!(line.cli.request.location);
     assert_eq!(line.cli.request.header, ["X-A: b c"]);
