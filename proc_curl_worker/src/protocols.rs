@@ -48,10 +48,10 @@ pub(crate) fn json(settings: &Settings) -> String {
         });
         (transport.name().to_owned(), json!({ "rate": transport_rate(*transport), "caps": caps }))
     };
-    let served = [Transport::Shm, Transport::Unix];
-    let transports: Map<String, Value> = served.iter().map(transport).collect();
+    let served = Transport::ALL.iter().filter(|transport| settings.tcp || **transport != Transport::Tcp);
+    let transports: Map<String, Value> = served.map(transport).collect();
     let format = |format: &Format| (format.name().to_owned(), json!({ "rate": format_rate(*format) }));
-    let formats: Map<String, Value> = [Format::Handle, Format::Capnp].iter().map(format).collect();
+    let formats: Map<String, Value> = Format::ALL.iter().map(format).collect();
     let version = curl::Version::get();
     let protocols: Vec<&str> = version.protocols().filter(|name| matches!(*name, "http" | "https")).collect();
     let all = json!({

@@ -122,6 +122,7 @@ impl Settings {
         let mut settings = Self::new();
         let mut arguments = arguments
             .map(|argument| argument.into_string().map_err(|odd| anyhow::anyhow!("`{}` is not UTF-8", odd.display())));
+        let mut asked: Option<fn(Settings) -> Asked> = None;
         while let Some(argument) = arguments.next().transpose()? {
             let mut value = || -> anyhow::Result<String> {
                 arguments.next().transpose()?.with_context(|| format!("{argument} wants a value"))
@@ -132,7 +133,7 @@ impl Settings {
             };
             match argument.as_str() {
                 "--help" | "-h" => return Ok(Asked::Help),
-                "--protocols" => return Ok(Asked::Protocols(settings)),
+                "--protocols" => asked = Some(Asked::Protocols),
                 "--cacert" => settings.authorities = Some(value()?.into()),
                 "--agent" => settings.agent = value()?,
                 "--max-active" => settings.limits.active = number()?.max(1),
@@ -148,7 +149,7 @@ impl Settings {
                 "--no-landlock" => settings.landlock = false,
                 "--no-seccomp" => settings.seccomp = false,
                 "--seccomp-trap" => settings.trap = true,
-                "--check-sandbox" => return Ok(Asked::CheckSandbox(settings)),
+                "--check-sandbox" => asked = Some(Asked::CheckSandbox),
                 uri if !uri.starts_with("--") => {
                     if let Some(more) = arguments.next() {
                         bail!("`{}` comes after the URI, which is the last argument", more?);
@@ -158,7 +159,7 @@ impl Settings {
                 unknown => bail!("unknown option {unknown}"),
             }
         }
-        bail!("no URI to meet at; see --help")
+        asked.map(|asked| asked(settings)).context("no URI to meet at; see --help")
     }
 
     /// With so many requests at a time as this libcurl can wait for.

@@ -17,7 +17,6 @@ pub(crate) enum Wish {
     /// From a session.
     Received(Received<curl::Owned>),
     /// Made here, of what came as text.
-    #[expect(dead_code, reason = "text comes next")]
     Made(Box<TypedBuilder<curl::Owned, HeapAllocator>>),
 }
 
