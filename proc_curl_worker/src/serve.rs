@@ -174,7 +174,11 @@ impl Serving {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Connection { token, session, .. } => self.begin(token, session),
+            Event::Connection { token, session, .. } => {
+                self.begin(token, session);
+                // Those of the log-in are there already.
+                self.channels_of(token);
+            }
             Event::Channels { session } => self.channels_of(session),
             Event::Message { channel, .. } => self.messages(channel),
             Event::Writable { channel } => self.room(channel),
