@@ -12,6 +12,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "tokio")]
+mod asynchronous;
 mod chunk;
 mod client;
 mod code;
@@ -35,6 +37,8 @@ pub mod proc_curl_capnp {
     include!(concat!(env!("OUT_DIR"), "/proc_curl_capnp.rs"));
 }
 
+#[cfg(feature = "tokio")]
+pub use asynchronous::AsyncResponse;
 pub use chunk::{Body, BodyReader, Chunk};
 pub use client::{Client, ClientBuilder, Statistics};
 pub use code::code_name;

@@ -356,7 +356,7 @@ impl RequestBuilder {
         self
     }
 
-    /// How much of the answer's body may be in the worker's memory to begin with, in bytes: 256 KiB unless told otherwise.
+    /// How much of the answer's body may be in the worker's memory to begin with, in bytes: 128 KiB unless told otherwise.
     /// It grows for readers that keep up.
     pub fn window(mut self, bytes: u32) -> Self {
         self.spec.window = bytes;

@@ -81,17 +81,47 @@ impl Response {
     /// [`Error`]; what came before is whole up to there.
     pub fn chunk(&mut self) -> Result<Option<Chunk>, Error> {
         while self.end.is_none() {
-            match self.transfer.next()? {
-                Event::Chunk(chunk) => {
-                    self.delivered += chunk.len();
-                    return Ok(Some(chunk));
-                }
-                Event::End(end) => self.end = Some(*end),
-                // A trailer's or a late 1xx one, which says nothing about this answer.
-                Event::Head(_) => {}
+            let event = self.transfer.next()?;
+            if let Some(chunk) = self.take(event) {
+                return Ok(Some(chunk));
             }
         }
         Ok(None)
+    }
+
+    /// As [`chunk`](Self::chunk), if that is known already: `None` if it is not.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn chunk_at_once(&mut self) -> Result<Option<Option<Chunk>>, Error> {
+        while self.end.is_none() {
+            match self.transfer.try_next()? {
+                None => return Ok(None),
+                Some(event) => {
+                    if let Some(chunk) = self.take(event) {
+                        return Ok(Some(Some(chunk)));
+                    }
+                }
+            }
+        }
+        Ok(Some(None))
+    }
+
+    /// All of the body is to be held at once.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn keep_all(&mut self) {
+        self.transfer.keep_all();
+    }
+
+    fn take(&mut self, event: Event) -> Option<Chunk> {
+        match event {
+            Event::Chunk(chunk) => {
+                self.delivered += chunk.len();
+                return Some(chunk);
+            }
+            Event::End(end) => self.end = Some(*end),
+            // A trailer's or a late 1xx one, which says nothing about this answer.
+            Event::Head(_) => {}
+        }
+        None
     }
 
     /// Writes the rest of the body; tells how many bytes that was.

@@ -197,6 +197,22 @@ impl Transfer {
         }
     }
 
+    /// What comes next, if that has come and nothing is to be sent for it.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn try_next(&mut self) -> Result<Option<Event>, Error> {
+        while self.ahead.is_empty() && !self.over {
+            let message = match self.attempt.replies.try_recv() {
+                Ok(Some(message)) => message,
+                // Why nothing comes is told to whoever waits.
+                Ok(None) | Err(_) => return Ok(None),
+            };
+            let taken = self.take(&message);
+            self.over |= taken.is_err();
+            taken?;
+        }
+        self.next().map(Some)
+    }
+
     /// All of the body is to be held at once, so the worker is told of each piece as if it were done with.
     pub(crate) fn keep_all(&mut self) {
         self.keeps_all = true;

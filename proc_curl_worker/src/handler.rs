@@ -58,7 +58,7 @@ pub(crate) enum Stopped {
 /// How long what comes in small pieces is gathered before it is told.
 const GATHER: Duration = Duration::from_millis(4);
 /// Bytes of body under way and with the client, to begin with.
-pub(crate) const WINDOW: u64 = 256 << 10;
+pub(crate) const WINDOW: u64 = 128 << 10;
 /// And with a client that keeps up.
 const WINDOW_MAX: u64 = 8 << 20;
 /// Messages of body that the client has not done with. A channel keeps 4096 for its requests.

@@ -1,5 +1,7 @@
 //! procCurlI: libcurl as a server app of `proc_curl`. See `--help`, and `docs/proc_curl.md`.
 
+#![deny(unsafe_code)]
+
 mod engine;
 mod escape;
 mod fair;
@@ -8,8 +10,10 @@ mod handler;
 mod harden;
 mod head;
 mod jar;
+mod measure;
 mod outcome;
 mod protocols;
+#[allow(unsafe_code, reason = "all of it is there")]
 mod raw;
 mod retry;
 mod selftest;
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
     let done = match Settings::parse(std::env::args_os().skip(1)) {
         Ok(Asked::Help) => protocols::print(settings::HELP),
         Ok(Asked::Protocols(settings)) => protocols::print(&protocols::json(&settings)),
+        Ok(Asked::Measure) => measure::report().and_then(|report| protocols::print(&report)),
         Ok(Asked::CheckSandbox(settings)) => {
             harden::basics();
             protocols::print(&escape::report(&settings))

@@ -44,6 +44,7 @@ options:
   --no-seccomp            leave system calls open
   --seccomp-trap          end with SIGSYS at a system call that is not allowed, to find out which
   --check-sandbox         try what is not allowed, say what came of it as JSON, and end
+  --measure               measure the rates that --protocols tells, on this machine, and end
   --help                  print this, and end
 ";
 
@@ -75,6 +76,7 @@ pub(crate) enum Asked {
     Help,
     Protocols(Settings),
     CheckSandbox(Settings),
+    Measure,
     Serve(Settings, Uri),
 }
 
@@ -133,6 +135,7 @@ impl Settings {
             };
             match argument.as_str() {
                 "--help" | "-h" => return Ok(Asked::Help),
+                "--measure" => return Ok(Asked::Measure),
                 "--protocols" => asked = Some(Asked::Protocols),
                 "--cacert" => settings.authorities = Some(value()?.into()),
                 "--agent" => settings.agent = value()?,

@@ -167,7 +167,10 @@ fn set_headers(easy: &mut Handle, request: request::Reader<'_>, house: &House) -
 
 fn set_redirects(easy: &mut Handle, redirects: redirects::Reader<'_>) -> Result<(), Fault> {
     set("redirects", easy.follow_location(redirects.get_max() > 0))?;
-    set("redirects", easy.max_redirections(redirects.get_max().min(i32::MAX as u32)))?;
+    // To libcurl an answer to a question for credentials is one as well, so where none are followed there is no limit to set.
+    if redirects.get_max() > 0 {
+        set("redirects", easy.max_redirections(redirects.get_max().min(i32::MAX as u32)))?;
+    }
     let mut keep = PostRedirections::new();
     keep.redirect_301(redirects.get_keep_post301());
     keep.redirect_302(redirects.get_keep_post302());
