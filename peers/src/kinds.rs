@@ -15,6 +15,8 @@ pub(crate) enum Peer {
     Echo,
     /// strait, read in place
     Strait,
+    /// The same, each answer built anew
+    StraitFresh,
     /// iceoryx2, request and response; only the ends of the loaned answer are written
     Iceoryx2Rr,
     /// The same, the answer copied into the loan, as a server that keeps it must
@@ -51,6 +53,7 @@ impl Peer {
             Self::Futex => "futex",
             Self::Echo => "echo",
             Self::Strait => "strait",
+            Self::StraitFresh => "strait-fresh",
             Self::Iceoryx2Rr => "iceoryx2-rr",
             Self::Iceoryx2RrCopy => "iceoryx2-rr-copy",
             Self::Iceoryx2PubSub => "iceoryx2-pub-sub",
@@ -67,13 +70,15 @@ impl Peer {
             Self::Line => &[Wait::Poll],
             Self::Futex | Self::Echo | Self::IpcBytes | Self::IpcShared | Self::CapnpRpc => &[Wait::Block],
             Self::Strait => &[Wait::Poll, Wait::Adaptive, Wait::Block],
-            Self::Iceoryx2Rr | Self::Iceoryx2RrCopy | Self::Iceoryx2PubSub | Self::Socket => &[Wait::Poll, Wait::Block],
+            Self::StraitFresh | Self::Iceoryx2Rr | Self::Iceoryx2RrCopy | Self::Iceoryx2PubSub | Self::Socket => {
+                &[Wait::Poll, Wait::Block]
+            }
         }
     }
 
     /// Whether its time must grow with the answer.
     pub(crate) fn moves_bytes(self) -> bool {
-        matches!(self, Self::Iceoryx2RrCopy | Self::IpcBytes | Self::CapnpRpc | Self::Socket)
+        matches!(self, Self::StraitFresh | Self::Iceoryx2RrCopy | Self::IpcBytes | Self::CapnpRpc | Self::Socket)
     }
 
     /// Whether it is there to be compared with, whatever the size.

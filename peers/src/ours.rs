@@ -2,13 +2,13 @@
 
 use crate::answers::{Answers, PIECE, Request, are_right};
 use crate::cache_capnp::cache;
-use crate::kinds::Wait;
+use crate::kinds::{Peer, Wait};
 use crate::round::{Asks, Serve, Serves};
 use anyhow::{Context, anyhow, bail};
 use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use strait::{Channel, ClientApp, Message, ServerApp, Session, SessionServer, Trust};
+use strait::{Builder, Channel, ClientApp, Message, ServerApp, Session, SessionServer, Trust};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const CHANNEL: &str = "cache";
@@ -45,6 +45,8 @@ struct Server {
     coming: Option<JoinHandle<anyhow::Result<Met>>>,
     met: Option<Met>,
     answers: [Message<cache::Owned>; 2],
+    /// Where answers are built anew, what they are built from.
+    fresh: Option<Answers>,
 }
 
 type Met = (Channel<cache::Owned>, Session, SessionServer);
@@ -52,19 +54,9 @@ type Met = (Channel<cache::Owned>, Session, SessionServer);
 pub(crate) fn serve(options: &Serve) -> anyhow::Result<(Box<dyn Serves>, String)> {
     let sessions = server_app(&options.dir).allow(&client_app(), believed()).bind()?;
     let held = Answers::new(options.bytes);
-    let build = |which| -> anyhow::Result<Message<cache::Owned>> {
-        let bytes = held.get(which);
-        let mut answer = sessions.create_msg_with_capacity::<cache::Owned>(bytes.len() + 256);
-        let pieces = bytes.chunks(PIECE);
-        let mut parts = answer.init_root().init_get_cache_rsp().init_file_parts(u32::try_from(pieces.len())?);
-        for (piece, index) in pieces.zip(0..) {
-            let mut part = parts.reborrow().get(index);
-            part.set_size(piece.len() as u64);
-            part.init_data(strait::data_len(piece.len())?).copy_from_slice(piece);
-        }
-        Ok(answer.freeze()?)
-    };
+    let build = |which| build(sessions.create_msg_with_capacity(room(options.bytes)), held.get(which));
     let answers = [build(0)?, build(1)?];
+    let fresh = (options.peer == Peer::StraitFresh).then_some(held);
     let wait = wait(options);
     let coming = std::thread::spawn(move || -> anyhow::Result<Met> {
         let session = sessions.accept_timeout(PATIENCE)?;
@@ -72,7 +64,23 @@ pub(crate) fn serve(options: &Serve) -> anyhow::Result<(Box<dyn Serves>, String)
         channel.set_wait(wait);
         Ok((channel, session, sessions))
     });
-    Ok((Box::new(Server { coming: Some(coming), met: None, answers }), String::new()))
+    Ok((Box::new(Server { coming: Some(coming), met: None, answers, fresh }), String::new()))
+}
+
+/// What an answer takes.
+fn room(bytes: usize) -> usize {
+    bytes + 256
+}
+
+fn build(mut answer: Builder<cache::Owned>, bytes: &[u8]) -> anyhow::Result<Message<cache::Owned>> {
+    let pieces = bytes.chunks(PIECE);
+    let mut parts = answer.init_root().init_get_cache_rsp().init_file_parts(u32::try_from(pieces.len())?);
+    for (piece, index) in pieces.zip(0..) {
+        let mut part = parts.reborrow().get(index);
+        part.set_size(piece.len() as u64);
+        part.init_data(strait::data_len(piece.len())?).copy_from_slice(piece);
+    }
+    Ok(answer.freeze()?)
 }
 
 impl Serves for Server {
@@ -85,7 +93,14 @@ impl Serves for Server {
             let request = channel.recv()?;
             let cache::GetCacheReq(asked) = request.get()?.which()? else { bail!("no request") };
             let which = asked?.get_file_name()?.as_bytes() == NAMES[1].as_bytes();
-            channel.reply(&request, &self.answers[usize::from(which)])?;
+            match &self.fresh {
+                None => channel.reply(&request, &self.answers[usize::from(which)])?,
+                Some(held) => {
+                    let bytes = held.get(which.into());
+                    let answer = build(channel.create_msg_with_capacity(room(bytes.len())), bytes)?;
+                    channel.reply(&request, &answer)?
+                }
+            };
         }
         Ok(())
     }

@@ -15,11 +15,12 @@ fn of<'a>(rows: &[&'a str], peer: &str) -> Vec<&'a str> {
     rows.iter().copied().filter(|row| row.contains(&format!("\"peer\":\"{peer}\""))).collect()
 }
 
-const PEERS: [&str; 11] = [
+const PEERS: [&str; 12] = [
     "line",
     "futex",
     "echo",
     "strait",
+    "strait-fresh",
     "iceoryx2-rr",
     "iceoryx2-rr-copy",
     "iceoryx2-pub-sub",

@@ -88,6 +88,8 @@ pub(crate) enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
         args: Vec<std::ffi::OsString>,
     },
+    /// Runs what the goals are measured by, and says which are met.
+    Goals(crate::goals::Options),
     /// The other process of `cost` and `scale`.
     #[command(hide = true)]
     Host(Host),

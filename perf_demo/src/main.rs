@@ -11,6 +11,7 @@ mod control;
 mod cost;
 mod driver;
 mod floor;
+mod goals;
 mod group;
 mod host;
 mod opening;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             Some(Command::Client(client)) => client::run(client, &stop),
             Some(Command::Open(open)) => opening::run(open),
             Some(Command::Cost(cost)) => cost::run(cost, &stop),
+            Some(Command::Goals(goals)) => goals::run(goals),
             Some(Command::Peers { args }) => peers::run(args),
             Some(Command::Scale(scale)) => scale::run(scale, &stop),
             Some(Command::Host(host)) => host::run(host),
