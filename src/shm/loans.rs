@@ -106,6 +106,7 @@ impl Loans {
     }
 
     /// Lends a message once more and names it for the borrower.
+    #[inline(always)]
     pub(crate) fn lend(&self, message: &Arc<Frozen>) -> Result<Handle, LendProblem> {
         let bytes = message.bytes();
         let mut book = self.book.lock();

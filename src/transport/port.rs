@@ -182,7 +182,7 @@ impl Port {
     }
 
     /// `None` once the lane is gone.
-    #[inline]
+    #[inline(always)]
     pub(super) fn with_inbox<R>(&self, use_it: impl FnOnce(&mut Inbox) -> R) -> Option<R> {
         self.inbox.lock().as_mut().map(use_it)
     }
