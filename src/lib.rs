@@ -12,7 +12,7 @@
 //! | 2 | `ring`, `wait` | slots between two processes; sleeping and waking |
 //! | 3 | `transport`, `message` | the link of a session; Cap'n Proto over blocks |
 //! | 4 | `channel` | a conversation |
-//! | 5 | `session` | apps, log-in, sessions |
+//! | 5 | `session`, `multicast` | apps, log-in, sessions; one publisher and many subscribers |
 //! | 6 | `event` | waiting for everything at once: the event loop, tokio |
 
 // The models build two rooms alone.
@@ -25,6 +25,8 @@ mod channel;
 pub mod event;
 #[cfg(not(strait_loom))]
 mod message;
+#[cfg(not(strait_loom))]
+mod multicast;
 pub mod ring;
 #[cfg(not(strait_loom))]
 mod session;
@@ -47,9 +49,13 @@ pub use rkyv;
 pub use self::{
     channel::{
         Channel, DrainError, ExpectError, Expected, ForwardError, Forwarded, Receiver, RecvError, Replies,
-        RequestError, SendError, Sender,
+        RequestError, SendAllError, SendError, Sender, TryIter,
     },
     message::{Builder, CopyError, DataTooLong, FreezeError, Message, Received, Schema, Trust, data_len},
+    multicast::{
+        AddError, Dismissed, Policy, PublishError, Publisher, SubscribeError, Subscriber, SubscriberState,
+        SubscriptionError,
+    },
     session::{
         AcceptError, BindError, ChannelError, ClientApp, CloseError, ConnectError, LoginError, Offer, Reconnect,
         RunDirError, ServerApp, Session, SessionServer, Version,

@@ -1,5 +1,7 @@
 //! What two processes can say to each other, in both kinds of trust.
 
+#[path = "conversation/batches.rs"]
+mod batches;
 #[path = "common/bulk.rs"]
 mod bulk;
 mod common;
@@ -41,9 +43,20 @@ fn main() -> ExitCode {
         Case::new("full_ring", rings::full_ring),
         Case::new("full_small_ring", rings::full_small_ring),
         Case::new("small_rings_come_and_go", rings::small_rings),
+        Case::new("batches_arrive_whole_and_in_order", batches::in_order),
+        Case::new("batches_of_many_threads", batches::threads),
+        Case::new("what_an_iterator_leaves_is_still_received", batches::left),
+        Case::new("messages_can_be_shown_one_after_the_other", batches::shown),
+        Case::new("a_promise_that_is_kept_and_one_that_is_not", batches::promised),
+        Case::new("batches_stop_where_they_cannot_go_on", batches::stopped),
+        Case::new("a_sender_without_room_sleeps", batches::asleep),
     ];
-    let roles: &[common::Role] =
-        &[("obliging", obliging::run), ("files", talking::file_server), ("two sessions", returns::two_sessions)];
+    let roles: &[common::Role] = &[
+        ("obliging", obliging::run),
+        ("files", talking::file_server),
+        ("two sessions", returns::two_sessions),
+        ("counter", batches::counter),
+    ];
     common::main(&cases, roles)
 }
 

@@ -46,8 +46,12 @@ fn control_frames() {
     for len in [1, 7, 8, 127, 129, 1024, 100_000] {
         scene.breach("length", frame("wrong length"), |raw| assert!(raw.socket.send(&vec![5; len], &[])));
     }
-    for kind in [0].into_iter().chain(8..=9).chain(14..=16).chain(18..=255).chain([256, 1 << 16 | 5, 5 << 24, u32::MAX])
-    {
+    for kind in [0].into_iter().chain(8..=9).chain(14..=16).chain(18..=23).chain(25..=255).chain([
+        256,
+        1 << 16 | 5,
+        5 << 24,
+        u32::MAX,
+    ]) {
         scene.breach("kind", frame("unknown kind"), |raw| assert!(raw.socket.say(&Frame::control(kind, 0))));
     }
     for number in [2, 255, u32::MAX] {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FLOORS: [(&str, u8); 9] = [
+const FLOORS: [(&str, u8); 10] = [
     ("sys", 0),
     ("shm", 1),
     ("ring", 2),
@@ -14,6 +14,7 @@ const FLOORS: [(&str, u8); 9] = [
     ("message", 3),
     ("channel", 4),
     ("session", 5),
+    ("multicast", 5),
     ("event", 6),
 ];
 

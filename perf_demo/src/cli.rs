@@ -74,6 +74,12 @@ pub(crate) enum Command {
     /// Measures what it takes to meet: a session from nothing to its first answer beside a bare socket that does as much,
     /// what a session commits, and a request beside thousands of idle sessions.
     Open(Opening),
+    /// Measures one-way streams of messages beside a bare ring between the same two processes.
+    Stream(Streaming),
+    /// Measures what publishing costs with 1 to 8 subscribers.
+    Multicast(Casting),
+    /// Measures calls some microseconds apart: waiting adaptively beside spinning.
+    Adaptive(Spacing),
     /// Measures what messages, waiting, sessions and channels cost in CPU time, memory and descriptors.
     Cost(crate::cost::Options),
     /// Measures how the cost of a message grows with its size, and with what there is beside it: messages under way,
@@ -100,6 +106,58 @@ pub(crate) struct Host {
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
     #[arg(long, value_name = "CPU")]
+    pub(crate) cpu: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Casting {
+    /// Bursts for each number of subscribers and round.
+    #[arg(long, default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u32).range(10..))]
+    pub(crate) bursts: u32,
+    /// Rounds, each of which starts its subscribers anew.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Another process: where to meet, where to run, how to wait.
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub(crate) serve: Option<PathBuf>,
+    #[arg(long, hide = true, value_name = "CPU")]
+    pub(crate) cpu: Option<usize>,
+    #[arg(long, hide = true)]
+    pub(crate) park: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Spacing {
+    /// Calls for each gap and turn.
+    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = clap::value_parser!(u32).range(10..))]
+    pub(crate) calls: u32,
+    /// Turns of each way.
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) turns: u32,
+    /// The other process: where to meet, where to run.
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub(crate) serve: Option<PathBuf>,
+    #[arg(long, hide = true, value_name = "CPU")]
+    pub(crate) cpu: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Streaming {
+    /// Messages in a turn.
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) messages: u64,
+    /// Measures only the bare ring and the rows whose names contain this.
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub(crate) only: String,
+    /// Turns of each row.
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) turns: u32,
+    /// The other process: where to meet, the parent's page, where to run.
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub(crate) serve: Option<PathBuf>,
+    #[arg(long, hide = true, value_name = "FD")]
+    pub(crate) page: Option<i32>,
+    #[arg(long, hide = true, value_name = "CPU")]
     pub(crate) cpu: Option<usize>,
 }
 

@@ -3,6 +3,7 @@
 //! Plainly, this process is the client and starts the server itself ([`driver`]); `serve` and `client` are the same
 //! halves by hand. Knows only which half to run and what to exit with.
 
+mod adaptive;
 mod chart;
 mod classic;
 mod cli;
@@ -14,6 +15,7 @@ mod floor;
 mod goals;
 mod group;
 mod host;
+mod multicast;
 mod opening;
 mod payload;
 mod peers;
@@ -24,6 +26,7 @@ mod server;
 mod shm;
 mod stop;
 mod store;
+mod stream;
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -40,6 +43,9 @@ fn main() -> ExitCode {
             Some(Command::Serve(serve)) => server::run(serve, &stop),
             Some(Command::Client(client)) => client::run(client, &stop),
             Some(Command::Open(open)) => opening::run(open),
+            Some(Command::Stream(streaming)) => stream::run(streaming),
+            Some(Command::Multicast(casting)) => multicast::run(casting),
+            Some(Command::Adaptive(spacing)) => adaptive::run(spacing),
             Some(Command::Cost(cost)) => cost::run(cost, &stop),
             Some(Command::Goals(goals)) => goals::run(goals),
             Some(Command::Peers { args }) => peers::run(args),

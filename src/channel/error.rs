@@ -38,6 +38,17 @@ pub enum SendError {
     Cancelled,
 }
 
+/// Why not all messages were sent.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("after {sent} messages")]
+pub struct SendAllError {
+    /// How many were sent: the first so many. Of the others nothing reached the peer.
+    pub sent: u64,
+    /// What came of the next.
+    #[source]
+    pub error: SendError,
+}
+
 /// Why a message was not sent on. In every case nothing of it reached the peer.
 #[derive(Debug, Error)]
 #[non_exhaustive]

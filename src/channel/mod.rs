@@ -2,6 +2,7 @@
 //! its rules are pure state machines ([`conversation`], [`routes`]), the loops around them are here (one owner) and in
 //! [`shared`] (split: many threads).
 
+mod batch;
 mod conversation;
 mod error;
 #[cfg(feature = "tokio")]
@@ -16,7 +17,8 @@ mod side;
 mod tests;
 mod waiter;
 
-pub use error::{DrainError, ExpectError, ForwardError, Forwarded, RecvError, RequestError, SendError};
+pub use batch::TryIter;
+pub use error::{DrainError, ExpectError, ForwardError, Forwarded, RecvError, RequestError, SendAllError, SendError};
 #[cfg(feature = "tokio")]
 pub(crate) use polled::{Polled, SendAs, Waiting};
 pub use receiver::{Expected, Receiver};
@@ -25,7 +27,8 @@ pub use sender::Sender;
 
 use crate::message::{Builder, Message, Received, Schema, Trust};
 use crate::shm::arena::Arena;
-use crate::transport::descriptor::{ASKS, Arrived, MORE, Parcel};
+use crate::shm::view::Home;
+use crate::transport::descriptor::{ASKS, Arrived, Envelope, MORE, Parcel};
 use crate::transport::lane::WaitStats;
 use crate::transport::port::Port;
 use crate::transport::{Lane, LaneError};
@@ -216,6 +219,28 @@ impl<T: Schema> Channel<T> {
         self.try_send_as(message, self.side.answer(to, Reply::MoreFollow)?)
     }
 
+    /// Tells the peer that a message, an answer as a rule, follows within some tens of microseconds: if it waits
+    /// [adaptively](Wait::Adaptive), it looks for it some 100 us longer before it sleeps. Taken back by whatever is sent
+    /// next. A store to memory; a peer that sleeps already is not woken.
+    ///
+    /// ```no_run
+    /// # capnp::generated_code!(mod hello_capnp);
+    /// # use hello_capnp::hello;
+    /// # fn work(_: &strait::Received<hello::Owned>) {}
+    /// # fn f(channel: &mut strait::Channel<hello::Owned>, answer: &strait::Message<hello::Owned>)
+    /// # -> Result<(), Box<dyn std::error::Error>> {
+    /// let question = channel.recv()?;
+    /// channel.promise_soon();
+    /// work(&question);
+    /// channel.reply(&question, answer)?;
+    /// # Ok(())
+    /// # }
+    /// # fn main() {}
+    /// ```
+    pub fn promise_soon(&mut self) {
+        self.lane.promise(true);
+    }
+
     /// Whether the peer wants no more answers to its request. It may learn later of what the peer did before.
     #[must_use]
     pub fn is_cancelled(&self, request: &Received<T>) -> bool {
@@ -333,6 +358,15 @@ impl<T: Schema> Channel<T> {
 
     pub(crate) fn port(&self) -> &Arc<Port> {
         self.side.port()
+    }
+
+    pub(crate) fn strategy(&self) -> Wait {
+        self.lane.strategy()
+    }
+
+    /// Opens a message that did not come through the ring, and whose loan goes home elsewhere.
+    pub(crate) fn open_from(&self, envelope: &Envelope, home: Arc<dyn Home>) -> Result<Received<T>, RecvError> {
+        Ok(self.side.open_from(envelope, home)?)
     }
 
     /// Whether a message is to be delivered. If not, it goes home unread.

@@ -64,7 +64,7 @@ impl<T: Schema> Sender<T> {
         Self { half: Arc::new(Half(shared)) }
     }
 
-    fn shared(&self) -> &Arc<Shared<T>> {
+    pub(super) fn shared(&self) -> &Arc<Shared<T>> {
         &self.half.0
     }
 

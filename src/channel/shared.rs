@@ -34,9 +34,9 @@ pub(super) struct Shared<T: Schema> {
 pub(super) struct State {
     pub(super) routes: Routes<Kept>,
     /// Gone while somebody waits for room.
-    lane: Option<Lane>,
+    pub(super) lane: Option<Lane>,
     /// This side sends no more.
-    finished: bool,
+    pub(super) finished: bool,
     /// Somebody has the receiving role.
     led: bool,
     /// Why nothing more comes.
@@ -130,10 +130,7 @@ impl<T: Schema> Shared<T> {
         if state.finished {
             return Err(SendError::Finished);
         }
-        if !state.routes.has_receiver() && !state.led {
-            // Nobody else may ever look at the ring, where what was lent comes home.
-            self.take_in(state);
-        }
+        self.look_for_returns(state);
         // Somebody waits for room: there is none.
         let Some(lane) = &mut state.lane else { return Err(SendError::Full) };
         // Counted first: the answer may be here before this returns.
@@ -146,6 +143,13 @@ impl<T: Schema> Shared<T> {
             Ok(true) => Ok(id),
             Ok(false) => Err(SendError::Full),
             Err(over) => Err(SendError::Ended(*over)),
+        }
+    }
+
+    pub(super) fn look_for_returns(&self, state: &mut State) {
+        if !state.routes.has_receiver() && !state.led {
+            // Nobody else may ever look at the ring, where what was lent comes home.
+            self.take_in(state);
         }
     }
 
@@ -163,7 +167,7 @@ impl<T: Schema> Shared<T> {
     }
 
     /// Waits in the sending role, for itself or for somebody else who has it.
-    fn with_lane(
+    pub(super) fn with_lane(
         &self,
         state: &mut MutexGuard<'_, State>,
         deadline: &mut Deadline,

@@ -7,12 +7,13 @@ use crate::shm::arena::Arena;
 use crate::shm::handle::{Handle, WORD};
 use crate::shm::inside::Inside;
 use crate::shm::loans::LendProblem;
-use crate::shm::view::Borrowed;
+use crate::shm::view::{Borrowed, Home};
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::transport::Lane;
 use crate::transport::descriptor::{ASKS, Arrived, Envelope, MORE, Parcel};
 use crate::transport::ended::EndedError;
 use crate::transport::port::{Awaiting, Port};
+use smallvec::SmallVec;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -51,6 +52,12 @@ impl Purpose {
     /// To be answered.
     pub(super) const REQUEST: Self = Self { in_reply_to: None, flags: ASKS };
 }
+
+/// Messages that are sent together.
+pub(super) type Batch<'m> = SmallVec<[Parcel<'m>; BATCH_MAX]>;
+
+/// As many as are sent together.
+pub(super) const BATCH_MAX: usize = 64;
 
 /// Whether an answer is the last to its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +134,40 @@ impl<T: Schema> Side<T> {
         Ok(Parcel { envelope, rest, fds })
     }
 
+    /// As [`parcel`](Self::parcel), for what is to be told to nobody in particular: as many as `into` takes, under one lock.
+    /// Stops before what cannot be sent with the rest; an error is about the first.
+    pub(super) fn parcels<'m>(&self, messages: &[&'m Message<T>], into: &mut Batch<'m>) -> Result<(), SendError> {
+        let core = self.port.core();
+        if !self.port.is_open() {
+            return Err(SendError::Ended(self.port.error()));
+        }
+        let mut lender = None;
+        for message in messages.iter().take_while(|message| message.fds().is_none()).take(BATCH_MAX - into.len()) {
+            let frozen = message.frozen();
+            let lent = if !frozen.arena().same(core.arena()) {
+                Err(SendError::ForeignArena)
+            } else if let Some(words) = frozen.inside(self.inside) {
+                Ok(Envelope::inside(words))
+            } else {
+                let lender = lender.get_or_insert_with(|| core.loans().lender());
+                let handle = lender.lend(frozen).map_err(|problem| self.not_lent(problem));
+                let envelope =
+                    |handle| Envelope::lent(handle, frozen.segment_count() as u16, frozen.blobs().len() as u8);
+                handle.map(|handle| (envelope(handle), [].as_slice()))
+            };
+            match lent {
+                Ok((envelope, rest)) => {
+                    let Purpose { in_reply_to, flags } = Purpose::NOTICE;
+                    let envelope = envelope.marked(flags, message.kind(), in_reply_to);
+                    into.push(Parcel { envelope, rest, fds: None });
+                }
+                Err(error) if into.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
     #[cold]
     fn not_lent(&self, problem: LendProblem) -> SendError {
         match problem {
@@ -188,6 +229,36 @@ impl<T: Schema> Side<T> {
                 Ok(Received::in_place(borrowed, self.marks(envelope)))
             }
             Ok(borrowed) => self.open_borrowed(envelope, borrowed, self.awaiting(envelope)),
+            Err(broken) => Err(self.cut_off(broken).into()),
+        }
+    }
+
+    /// Opens what came elsewhere, in one slot, with nothing that travelled beside it.
+    pub(super) fn open_from(&self, envelope: &Envelope, home: Arc<dyn Home>) -> Result<Received<T>, Unopened> {
+        match envelope.lent_as() {
+            None => self.open(&mut Arrived { envelope: *envelope, inside: Some(envelope.open_inside()) }),
+            Some(handle) => match Borrowed::new(handle, home) {
+                Ok(borrowed) => self.open_borrowed(envelope, borrowed, None),
+                Err(broken) => Err(self.cut_off(broken).into()),
+            },
+        }
+    }
+
+    /// As [`open`](Self::open), with what an earlier message was borrowed by, if there is such; its handle is then owed by
+    /// the caller.
+    #[inline]
+    pub(super) fn open_again(
+        &self,
+        arrived: &mut Arrived,
+        spare: Option<Borrowed>,
+    ) -> Result<(Received<T>, Option<Handle>), Unopened> {
+        let envelope = &arrived.envelope;
+        let plain = envelope.is_plain() && self.trust.copy_limit().is_none();
+        let (Some(mut borrowed), Some(handle), true) = (spare, envelope.lent_as(), plain) else {
+            return Ok((self.open(arrived)?, None));
+        };
+        match borrowed.exchange(handle) {
+            Ok(before) => Ok((Received::in_place(borrowed, self.marks(envelope)), Some(before))),
             Err(broken) => Err(self.cut_off(broken).into()),
         }
     }

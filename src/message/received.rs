@@ -126,6 +126,15 @@ impl<T: Schema> Received<T> {
         Self { reader, attached: None, fork: fork::generation(), marks, root: PhantomData }
     }
 
+    /// What it was made of, if that was one segment in place and nothing else.
+    #[inline]
+    pub(crate) fn into_borrowed(self) -> Option<Borrowed> {
+        match self.reader.into_segments() {
+            Segments::InPlace(borrowed) => Some(borrowed),
+            _ => None,
+        }
+    }
+
     /// A message that came inside its slots, and so is a copy already.
     #[inline]
     pub(crate) fn inside(inside: Inside, marks: Marks, trust: Trust) -> Self {

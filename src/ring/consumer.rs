@@ -71,6 +71,23 @@ impl Consumer {
         self.own.publish(area::CURSOR, self.emptied);
     }
 
+    /// As [`advance`](Self::advance), but the producer learns of it by the next [`say_emptied`](Self::say_emptied).
+    #[inline]
+    pub(crate) fn advance_unsaid(&mut self, slots: u64) {
+        self.emptied += slots;
+    }
+
+    #[inline]
+    pub(crate) fn say_emptied(&self) {
+        // As in `advance`.
+        self.own.publish(area::CURSOR, self.emptied);
+    }
+
+    /// Whether the producer says that it fills another slot soon. It may never do so.
+    pub(crate) fn is_promised(&self) -> bool {
+        self.peer.peek(area::SOON) != 0
+    }
+
     /// What [`read_next`](Self::read_next) would read; it stays the producer's to wait for until then.
     #[inline]
     pub(crate) fn peek(&mut self) -> Result<Option<&Payload>, PeerMisbehaved> {

@@ -11,6 +11,8 @@
 //!
 //! No `unsafe`: a racing or lying peer can make words wrong, never memory.
 
+#[cfg(not(strait_loom))]
+pub(crate) mod broadcast;
 mod consumer;
 #[cfg(not(strait_loom))]
 mod copy;
@@ -52,6 +54,14 @@ pub(crate) mod area {
     pub(crate) const RECEIVER: usize = 16;
     /// This side's sender: as for the receiver.
     pub(crate) const SENDER: usize = 32;
+    /// Not 0 while this side means to fill a slot within some tens of microseconds.
+    pub(crate) const SOON: usize = 35;
+    /// Of a subscriber: every position below was published, and is read no more.
+    pub(crate) const RELEASED: usize = 8;
+    /// Of a subscriber: positions from here on it has not begun to look at.
+    pub(crate) const CLAIMED: usize = 9;
+    /// Of a publisher: the lowest position that this subscriber may still begin to look at.
+    pub(crate) const FLOOR: usize = 8;
     /// The first of this side's slots.
     pub(crate) const SLOTS: usize = 48;
 

@@ -72,6 +72,30 @@ impl Producer {
         Ok(self.limit - (self.filled - self.consumed) >= slots || self.refresh()? >= slots)
     }
 
+    /// How many slots can be filled now, as far as is known; looks for more only if that is none.
+    #[inline]
+    pub(crate) fn room(&mut self) -> Result<u64, PeerMisbehaved> {
+        match self.capacity - (self.filled - self.consumed) {
+            0 => self.refresh(),
+            known => Ok(known),
+        }
+    }
+
+    /// How many slots were filled so far.
+    pub(crate) fn filled(&self) -> u64 {
+        self.filled
+    }
+
+    /// Where the consumer sleeps for the slot of a position.
+    pub(crate) fn consumers_spot_at(&self, position: u64) -> Spot<'_> {
+        self.own.spot(slot_at(position, self.capacity - 1) + SEQUENCE)
+    }
+
+    /// Says whether another slot will be filled soon.
+    pub(crate) fn say_soon(&self, soon: bool) {
+        self.own.store(area::SOON, u64::from(soon));
+    }
+
     /// Whether the consumer has emptied every slot that was filled.
     pub(crate) fn is_emptied(&mut self) -> Result<bool, PeerMisbehaved> {
         self.refresh()?;

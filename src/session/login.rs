@@ -323,8 +323,8 @@ const fn layout() -> u64 {
     let text =
         b"slot: 7 words + sequence; inside: 4, then 7; area: cursor 0, receiver 16, sender 32, slots 48; end: sleeps (1 futex, 2 door), \
         cpu, leaves fence; \
-        handle: offset 36, arena 24, len 36, ticket 32; table: offset, len; blob: offset, bytes; control: 128; \
-        login: 1024; capnp; endian: ";
+        handle: offset 36, arena 24, len 36, ticket 32; returns: 3 handles, times 16; table: offset, len; \
+        blob: offset, bytes; control: 128; login: 1024; capnp; endian: ";
     let text: &[u8] = if cfg!(strait_build = "other-layout") { b"another" } else { text };
     let endian: &[u8] = if cfg!(target_endian = "little") { b"little" } else { b"big" };
     fnv(fnv(0xcbf2_9ce4_8422_2325, text), endian)

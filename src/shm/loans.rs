@@ -4,7 +4,7 @@
 use super::account::Account;
 use super::block::Frozen;
 use super::handle::Handle;
-use crate::sys::brief::Brief;
+use crate::sys::brief::{Brief, Holding};
 use crate::sys::misbehaved::PeerMisbehaved;
 use std::sync::Arc;
 use thiserror::Error;
@@ -68,6 +68,8 @@ pub(crate) struct Loans {
     quota: LoanQuota,
     /// Of the borrower's user, if that has a quota.
     account: Option<Arc<Account>>,
+    /// Whether a message that is lent again goes by the same name.
+    counts: bool,
     book: Brief<Book>,
 }
 
@@ -75,6 +77,8 @@ pub(crate) struct Loans {
 struct Book {
     entries: Vec<Entry>,
     free: Vec<u32>,
+    /// The entry of the message lent last.
+    last: u32,
     loans: usize,
     bytes: u64,
     over: bool,
@@ -84,7 +88,15 @@ struct Book {
 struct Entry {
     /// How often the index was used, in the ticket's upper bits.
     round: u32,
-    loan: Option<(Handle, Arc<Frozen>)>,
+    loan: Option<Loan>,
+}
+
+#[derive(Debug)]
+struct Loan {
+    handle: Handle,
+    message: Arc<Frozen>,
+    /// How often it was lent under this name and has not come back.
+    times: u32,
 }
 
 impl Drop for Loans {
@@ -96,20 +108,45 @@ impl Drop for Loans {
     }
 }
 
+/// Whoever lends several messages in a row. Nobody else lends, or takes back, meanwhile.
+pub(crate) struct Lender<'a> {
+    loans: &'a Loans,
+    book: Holding<'a, Book>,
+}
+
+impl Lender<'_> {
+    /// See [`Loans::lend`].
+    #[inline]
+    pub(crate) fn lend(&mut self, message: &Arc<Frozen>) -> Result<Handle, LendProblem> {
+        self.loans.lend_in(&mut self.book, message)
+    }
+}
+
 const INDEX_BITS: u32 = 20;
 const MAX_LOANS: usize = 1 << INDEX_BITS;
 
 impl Loans {
-    pub(crate) fn new(quota: LoanQuota, account: Option<Arc<Account>>) -> Self {
+    /// `counts`: whether a message that is lent again while it is the last that was lent may go by the same name, which
+    /// then comes back as often.
+    pub(crate) fn new(quota: LoanQuota, account: Option<Arc<Account>>, counts: bool) -> Self {
         let loans = quota.loans.min(MAX_LOANS);
-        Self { quota: LoanQuota { loans, ..quota }, account, book: Brief::default() }
+        Self { quota: LoanQuota { loans, ..quota }, account, counts, book: Brief::default() }
     }
 
     /// Lends a message once more and names it for the borrower.
     #[inline(always)]
     pub(crate) fn lend(&self, message: &Arc<Frozen>) -> Result<Handle, LendProblem> {
+        self.lend_in(&mut self.book.lock(), message)
+    }
+
+    /// For many loans under one lock.
+    pub(crate) fn lender(&self) -> Lender<'_> {
+        Lender { loans: self, book: self.book.lock() }
+    }
+
+    #[inline(always)]
+    fn lend_in(&self, book: &mut Book, message: &Arc<Frozen>) -> Result<Handle, LendProblem> {
         let bytes = message.bytes();
-        let mut book = self.book.lock();
         if book.over {
             return Err(LendProblem::Over);
         }
@@ -121,6 +158,15 @@ impl Loans {
         }
         if let Some(account) = &self.account {
             account.lend(bytes).map_err(LendProblem::Quota)?;
+        }
+        let last = book.entries.get_mut(book.last as usize).and_then(|entry| entry.loan.as_mut());
+        if let Some(loan) = last.filter(|loan| self.counts && Arc::ptr_eq(&loan.message, message)) {
+            // At most as often as there may be loans.
+            loan.times += 1;
+            let handle = loan.handle;
+            book.loans += 1;
+            book.bytes = held;
+            return Ok(handle);
         }
         let (offset, len) = message.place();
         let index = book.free.pop().unwrap_or_else(|| {
@@ -134,7 +180,8 @@ impl Loans {
         entry.round = entry.round.wrapping_add(1);
         let ticket = index | entry.round << INDEX_BITS;
         let handle = Handle::new(message.arena().id(), offset, len, ticket);
-        entry.loan = Some((handle, message.clone()));
+        entry.loan = Some(Loan { handle, message: message.clone(), times: 1 });
+        book.last = index;
         book.loans += 1;
         book.bytes = held;
         Ok(handle)
@@ -144,12 +191,17 @@ impl Loans {
     pub(crate) fn lent(&self, handle: Handle) -> Option<Arc<Frozen>> {
         let book = self.book.lock();
         let entry = book.entries.get((handle.ticket() & (MAX_LOANS as u32 - 1)) as usize)?;
-        let (lent, message) = entry.loan.as_ref()?;
-        (*lent == handle).then(|| message.clone())
+        let loan = entry.loan.as_ref().filter(|loan| loan.handle == handle)?;
+        Some(loan.message.clone())
     }
 
-    /// Ends the loan that the borrower names. The memory is freed here if it was the last.
+    /// Ends a loan that the borrower names. The memory is freed here if it was the last.
     pub(crate) fn give_back(&self, handle: Handle) -> Result<(), PeerMisbehaved> {
+        self.give_back_times(handle, 1)
+    }
+
+    /// As [`give_back`](Self::give_back), of what was lent so many times under one name.
+    pub(crate) fn give_back_times(&self, handle: Handle, times: u32) -> Result<(), PeerMisbehaved> {
         let mut book = self.book.lock();
         if book.over {
             // What the borrower sent before its end may be received after it: nothing is on loan any more.
@@ -157,16 +209,22 @@ impl Loans {
         }
         let index = handle.ticket() & (MAX_LOANS as u32 - 1);
         let entry = book.entries.get_mut(index as usize).ok_or(PeerMisbehaved::NotOnLoan)?;
-        let loan = entry.loan.take_if(|(lent, _)| *lent == handle).ok_or(PeerMisbehaved::NotOnLoan)?;
-        book.free.push(index);
-        book.loans -= 1;
-        book.bytes -= loan.1.bytes();
+        let loan = entry.loan.as_mut().filter(|loan| loan.handle == handle && loan.times >= times);
+        let loan = loan.ok_or(PeerMisbehaved::NotOnLoan)?;
+        loan.times -= times;
+        let bytes = loan.message.bytes() * u64::from(times);
+        let over = entry.loan.take_if(|loan| loan.times == 0);
+        if over.is_some() {
+            book.free.push(index);
+        }
+        book.loans -= times as usize;
+        book.bytes -= bytes;
         drop(book);
         if let Some(account) = &self.account {
-            account.give_back(1, loan.1.bytes());
+            account.give_back(times as usize, bytes);
         }
         // Freeing may take jemalloc's time: not under the lock.
-        drop(loan);
+        drop(over);
         Ok(())
     }
 

@@ -28,13 +28,14 @@ fn message(arena: &Arena, segments: &[u32]) -> Arc<Frozen> {
 }
 
 fn loans(loans: usize, bytes: u64) -> Loans {
-    Loans::new(LoanQuota { loans, bytes }, None)
+    Loans::new(LoanQuota { loans, bytes }, None, true)
 }
 
 #[test]
 fn a_handle_comes_home_once_and_as_it_was() {
     let arena = arena(64 * MIB, 64 * MIB);
-    let (book, message) = (loans(10, u64::MAX), message(&arena, &[8]));
+    let message = message(&arena, &[8]);
+    let book = Loans::new(LoanQuota { loans: 10, bytes: u64::MAX }, None, false);
     let (first, second) = (book.lend(&message).unwrap(), book.lend(&message).unwrap());
     assert_ne!(first, second);
     let (number, offset, len, ticket) = (first.arena(), first.offset(), first.len(), first.ticket());
@@ -55,6 +56,29 @@ fn a_handle_comes_home_once_and_as_it_was() {
     assert_eq!(book.outstanding(), (2, 2 * message.bytes()));
     assert_eq!((book.give_back(third), book.give_back(second)), (Ok(()), Ok(())));
     assert_eq!(book.outstanding(), (0, 0));
+}
+
+#[test]
+fn what_is_lent_again_goes_by_one_name_and_comes_home_as_often() {
+    let arena = arena(64 * MIB, 64 * MIB);
+    let (book, one, other) = (loans(10, u64::MAX), message(&arena, &[8]), message(&arena, &[8]));
+    let first = book.lend(&one).unwrap();
+    assert_eq!((book.lend(&one), book.lend(&one)), (Ok(first), Ok(first)));
+    // After another it has a new name: only the last is looked at.
+    let second = book.lend(&other).unwrap();
+    let third = book.lend(&one).unwrap();
+    assert!(first != second && first != third);
+    assert_eq!(book.outstanding(), (5, 4 * one.bytes() + other.bytes()));
+    assert_eq!(book.give_back_times(first, 4), Err(PeerMisbehaved::NotOnLoan));
+    assert_eq!(book.give_back_times(first, 2), Ok(()));
+    assert_eq!(book.give_back_times(first, 2), Err(PeerMisbehaved::NotOnLoan));
+    assert_eq!(book.give_back(first), Ok(()));
+    assert_eq!(book.give_back(first), Err(PeerMisbehaved::NotOnLoan));
+    // Once it is all home the name is not used again.
+    assert_eq!(book.give_back(third), Ok(()));
+    assert_ne!(book.lend(&one), Ok(third));
+    assert_eq!(book.outstanding(), (2, one.bytes() + other.bytes()));
+    assert_eq!(book.reclaim(), 2);
 }
 
 #[test]

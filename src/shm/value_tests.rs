@@ -41,7 +41,7 @@ fn cross(arena: &Arena, blob: impl Into<Blob>, believed: bool) -> ReceivedBlob {
     let piece = segments.add(1).unwrap();
     assert!(segments.used(piece.start, 1));
     let Ok(frozen) = Frozen::with_blobs(segments, vec![blob.into()]) else { panic!("not frozen") };
-    let shelf = Arc::new(Shelf(view, Loans::new(LoanQuota { loans: 1, bytes: u64::MAX }, None)));
+    let shelf = Arc::new(Shelf(view, Loans::new(LoanQuota { loans: 1, bytes: u64::MAX }, None, true)));
     let lent = shelf.1.lend(&frozen).unwrap();
     let loan = Arc::new(Borrowed::new(lent, shelf).unwrap());
     let mut table = Vec::new();

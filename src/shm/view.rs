@@ -214,6 +214,13 @@ impl Borrowed {
         Ok(Self { start, handle, home })
     }
 
+    /// Resolves another handle from the same home, and gives up this one: it is the caller's to send home.
+    #[inline]
+    pub(crate) fn exchange(&mut self, handle: Handle) -> Result<Handle, PeerMisbehaved> {
+        self.start = self.home.view().borrow(handle)?.start;
+        Ok(std::mem::replace(&mut self.handle, handle))
+    }
+
     /// What the handle itself names.
     #[inline]
     pub(crate) fn whole(&self) -> Place {

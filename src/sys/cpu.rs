@@ -1,4 +1,6 @@
-//! Which CPU a thread is on, and how to let another runner have it.
+//! Which CPU a thread is on, how many there are, and how to let another runner have it.
+
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The CPU the calling thread is on. A hint: it may have moved by the time this returns.
 #[inline]
@@ -6,6 +8,21 @@ pub(crate) fn current() -> u64 {
     // SAFETY: sched_getcpu takes no arguments and touches no memory of ours.
     let cpu = unsafe { nix::libc::sched_getcpu() };
     u64::try_from(cpu).unwrap_or(u64::MAX - 1)
+}
+
+/// Whether the machine has but one. Asked once.
+#[inline]
+pub(crate) fn is_only_one() -> bool {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    match COUNT.load(Ordering::Relaxed) {
+        0 => {
+            // SAFETY: sysconf takes a number.
+            let count = unsafe { nix::libc::sysconf(nix::libc::_SC_NPROCESSORS_ONLN) };
+            COUNT.store(u32::try_from(count).unwrap_or(1).max(1), Ordering::Relaxed);
+            count <= 1
+        }
+        count => count == 1,
+    }
 }
 
 /// Has the CPU fetch a line that will be read soon. A hint: any address will do.

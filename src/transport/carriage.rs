@@ -8,7 +8,7 @@
 //! | cursor | 16 (4), slots of the ring (4), where the ring lies (8), how many slots its owner has emptied (8) |
 
 use super::control::{FRAME, Knock, Reader};
-use super::descriptor::{Descriptor, Envelope};
+use super::descriptor::{Descriptor, Envelope, Return};
 use crate::ring::{self, Outlet, Payload, area};
 use crate::shm::block::Frozen;
 use crate::shm::handle::Handle;
@@ -233,8 +233,10 @@ impl Route {
                         )
                     }
                 },
-                Descriptor::Returns(handles) => {
-                    (Descriptor::Returns(handles.map(|handle| handle.and_then(home))), None)
+                Descriptor::Returns(returns) => {
+                    // Each copy has a name of its own, so each is returned once.
+                    let renamed = |each: Return| Some(Return { handle: home(each.handle)?, ..each });
+                    (Descriptor::Returns(returns.map(|each| each.and_then(renamed))), None)
                 }
             };
             self.outlet.advance();

@@ -26,6 +26,13 @@ pub(crate) struct AreaAt {
     pub(crate) slots: u32,
 }
 
+/// Where a ring lies that many read, and the position at which a reader begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StageAt {
+    pub(crate) ring: AreaAt,
+    pub(crate) start: u64,
+}
+
 /// A frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Control {
@@ -67,6 +74,11 @@ pub(crate) enum Control {
     /// The sender fills no more slots of this channel with messages; it still empties them.
     Finished {
         number: u32,
+    },
+    /// This side publishes to many, the receiver among them, from here on.
+    Staged {
+        number: u32,
+        stage: StageAt,
     },
     /// Something happened in a channel whose receiver, or sender, waits at the door.
     Doorbell {
@@ -209,6 +221,9 @@ impl Control {
             Self::ChannelLeft { number } => {
                 out.u32(17).u32(*number);
             }
+            Self::Staged { number, stage } => {
+                out.u32(24).u32(*number).area(stage.ring).u64(stage.start);
+            }
             Self::Descriptors(Parcel { number, message, count, lost }) => {
                 out.u32(7).u32(*number).u64(*message).u32(*count).u32(u32::from(*lost));
             }
@@ -269,6 +284,7 @@ impl Control {
             12 => Self::Cancel { number, id: from.u64() },
             13 => Self::Finished { number },
             17 => Self::ChannelLeft { number },
+            24 => Self::Staged { number, stage: StageAt { ring: from.area(), start: from.u64() } },
             7 if number == 0 => Self::DescriptorsTaken { total: from.u64() },
             7 => {
                 let (message, count, lost) = (from.u64(), from.u32(), from.u32() != 0);

@@ -2,7 +2,7 @@
 //!
 //! | word | message | returns | message inside |
 //! |---|---|---|---|
-//! | 0 | kind 1, flags in bits 8..16, segments in 16..32, blobs in 32..40, file descriptors in 40..48, the application's kind in 48..64 | kind 2 | as a message, but kind 3, and how many words it has in 16..32 |
+//! | 0 | kind 1, flags in bits 8..16, segments in 16..32, blobs in 32..40, file descriptors in 40..48, the application's kind in 48..64 | kind 2; in 16..32, 32..48, 48..64, how many times more each goes home | as a message, but kind 3, and how many words it has in 16..32 |
 //! | 1 | message id | handle | message id |
 //! | 2 | id replied to, or 0 | handle | id replied to, or 0 |
 //! | 3, 4 | handle | handle, two words each | the message |
@@ -21,8 +21,20 @@ use crate::sys::passed::Fds;
 pub(crate) enum Descriptor {
     Message(Envelope),
     /// Nothing but handles that go home.
-    Returns([Option<Handle>; RETURNS]),
+    Returns([Option<Return>; RETURNS]),
 }
+
+/// A handle that goes home as often as it came, or a part of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Return {
+    pub(crate) handle: Handle,
+    /// From 1 to [`TIMES_MAX`].
+    pub(crate) times: u32,
+}
+
+/// The most returns of one handle at once.
+pub(crate) const TIMES_MAX: u32 = 1 << TIMES_BITS;
+const TIMES_BITS: u32 = 16;
 
 /// A message on its way, unopened: the words of its slot as they cross, taken apart only where they are looked into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -224,16 +236,19 @@ impl Envelope {
                 Ok(Kind::Inside)
             }
             INSIDE => Err(PeerMisbehaved::InsideLength(self.segments())),
-            RETURNED if self.handles().iter().any(Option::is_some) => Ok(Kind::Returns),
+            RETURNED if self.returns().iter().any(Option::is_some) => Ok(Kind::Returns),
             MESSAGE | RETURNED => Err(PeerMisbehaved::NoHandle),
             kind => Err(PeerMisbehaved::UnknownSlotKind(kind as u8)),
         }
     }
 
     /// Of a slot of nothing else: what goes home.
-    pub(crate) fn handles(&self) -> [Option<Handle>; RETURNS] {
-        let [_, a, b, c, d, e, f] = self.0;
-        [[a, b], [c, d], [e, f]].map(Handle::from_words)
+    pub(crate) fn returns(&self) -> [Option<Return>; RETURNS] {
+        let [head, a, b, c, d, e, f] = self.0;
+        [([a, b], 1), ([c, d], 2), ([e, f], 3)].map(|(words, at)| {
+            let times = (head >> (at * TIMES_BITS)) as u32 % TIMES_MAX + 1;
+            Handle::from_words(words).map(|handle| Return { handle, times })
+        })
     }
 
     /// Room for what it says is inside, with the words that are in its first slot.
@@ -249,12 +264,19 @@ impl Envelope {
 impl Descriptor {
     #[inline]
     pub(crate) fn to_words(self) -> Payload {
-        let words = |handle: Option<Handle>| handle.map_or([0, 0], Handle::to_words);
         match self {
             Self::Message(Envelope(words)) => words,
-            Self::Returns([first, second, third]) => {
-                let ([a, b], [c, d], [e, f]) = (words(first), words(second), words(third));
-                [RETURNED, a, b, c, d, e, f]
+            Self::Returns(home) => {
+                let mut words = [RETURNED, 0, 0, 0, 0, 0, 0];
+                let [head, rest @ ..] = &mut words;
+                let places = rest.as_chunks_mut::<2>().0.iter_mut().zip(home).zip(1..);
+                for ((place, back), at) in places {
+                    if let Some(Return { handle, times }) = back {
+                        *place = handle.to_words();
+                        *head |= u64::from(times - 1) << (at * TIMES_BITS);
+                    }
+                }
+                words
             }
         }
     }
@@ -276,7 +298,7 @@ impl Descriptor {
         let envelope = Envelope(payload);
         match envelope.check()? {
             Kind::Lent | Kind::Inside => Ok(Self::Message(envelope)),
-            Kind::Returns => Ok(Self::Returns(envelope.handles())),
+            Kind::Returns => Ok(Self::Returns(envelope.returns())),
         }
     }
 }
@@ -303,8 +325,9 @@ mod tests {
             Descriptor::Message(full),
             Descriptor::Message(inside),
             Descriptor::Message(long),
-            Descriptor::Returns([Some(handle(1)), None, None]),
-            Descriptor::Returns([1, 2, 3].map(|n| Some(handle(n)))),
+            Descriptor::Returns([Some(Return { handle: handle(1), times: 1 }), None, None]),
+            Descriptor::Returns([1, 2, 3].map(|n| Some(Return { handle: handle(n.into()), times: n }))),
+            Descriptor::Returns([4, 5, 6].map(|n| Some(Return { handle: handle(n), times: TIMES_MAX }))),
         ] {
             assert_eq!(Descriptor::from_words(descriptor.to_words()), Ok(descriptor));
         }

@@ -2,7 +2,7 @@
 //! messages on unopened.
 
 use super::control::Knock;
-use super::descriptor::{Arrived, Descriptor, Envelope, FIRST_INSIDE, Kind, RETURNS};
+use super::descriptor::{Arrived, Descriptor, Envelope, FIRST_INSIDE, Kind, RETURNS, Return};
 use super::ended::Ended;
 use super::link::Core;
 use super::port::{self, Next, Port};
@@ -14,6 +14,7 @@ use crate::sys::futex::Spot;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::words::{OwnWords, PeerWords};
 use crate::wait::{self, Deadline, Notifier, Patience, Roused, Sleeper, Source, Wait};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// See the module's own words.
@@ -26,6 +27,12 @@ pub(super) struct Inbox {
     /// Taken from its slot, and not complete before its descriptors are here.
     held: Option<Envelope>,
 }
+
+/// Messages that were taken together.
+pub(crate) type Taken = SmallVec<[Arrived; TAKEN_MAX]>;
+
+/// As many as are taken together.
+pub(crate) const TAKEN_MAX: usize = 64;
 
 /// What a look at the ring can end with.
 pub(super) enum Found {
@@ -88,16 +95,85 @@ impl Inbox {
         None
     }
 
+    /// Fills `into`, which is empty, with messages that there are already, and has one word for their sender for all of
+    /// them; what else there is to say comes when there are none.
+    pub(super) fn take_many(&mut self, port: &Port, into: &mut Taken) -> Option<Found> {
+        if port.condition() != port::OPEN || self.held.is_some() {
+            return self.put_one(port, into);
+        }
+        let (mut emptied, mut broken) = (false, None);
+        for _ in 0..TAKEN_MAX + RETURNS_PER_TURN {
+            if into.len() == TAKEN_MAX {
+                break;
+            }
+            let mut arrived = Arrived::default();
+            let opened = match self.read_slot(&mut arrived) {
+                Ok(None) => break,
+                Ok(Some((kind, slots))) => {
+                    self.consumer.advance_unsaid(slots);
+                    emptied = true;
+                    open_slot(port, &arrived.envelope, kind).map(|()| kind)
+                }
+                Err(error) => Err(error),
+            };
+            match opened {
+                Ok(Kind::Returns) => {}
+                Ok(_) if arrived.envelope.fds() > 0 => {
+                    // Its turn comes with the next call, in which its descriptors are looked for.
+                    self.held = Some(arrived.envelope);
+                    break;
+                }
+                Ok(_) => {
+                    self.patience.found();
+                    into.push(arrived);
+                }
+                Err(error) => {
+                    broken = Some(Found::Broken(error));
+                    break;
+                }
+            }
+        }
+        if emptied {
+            self.consumer.say_emptied();
+            self.emptied(port);
+        }
+        if broken.is_some() {
+            // Nothing of a peer that has just lied is believed.
+            into.clear();
+        } else if into.is_empty() && self.held.is_some() {
+            return self.put_one(port, into);
+        }
+        broken
+    }
+
+    fn put_one(&mut self, port: &Port, into: &mut Taken) -> Option<Found> {
+        let mut arrived = Arrived::default();
+        match self.take(port, &mut arrived)? {
+            Found::Message => {
+                into.push(arrived);
+                None
+            }
+            other => Some(other),
+        }
+    }
+
     /// Takes the next slot, with those that belong to it.
     #[inline(always)]
     fn take_slot(&mut self, into: &mut Arrived) -> Result<Option<Kind>, PeerMisbehaved> {
+        let Some((kind, slots)) = self.read_slot(into)? else { return Ok(None) };
+        self.consumer.advance(slots);
+        Ok(Some(kind))
+    }
+
+    /// Reads the next slot, with those that belong to it; tells how many it is to advance by.
+    #[inline(always)]
+    fn read_slot(&mut self, into: &mut Arrived) -> Result<Option<(Kind, u64)>, PeerMisbehaved> {
         if !self.consumer.read_next(into.envelope.words_mut())? {
             return Ok(None);
         }
         let kind = into.envelope.check()?;
         let slots = if kind == Kind::Inside { self.read_inside(into)? } else { 1 };
-        self.consumer.advance(slots);
-        Ok(Some(kind))
+        Ok(Some((kind, slots)))
     }
 
     #[inline]
@@ -141,7 +217,7 @@ impl Inbox {
             let _ = self.sender.notify(|| self.consumer.producers_spot());
             let envelope = arrived.envelope;
             if kind == Kind::Returns {
-                give_back(core, envelope.handles())?;
+                give_back(core, envelope.returns())?;
                 continue;
             }
             home.extend(envelope.lent_as());
@@ -233,7 +309,7 @@ impl Inbox {
 fn open_slot(port: &Port, envelope: &Envelope, kind: Kind) -> Result<(), PeerMisbehaved> {
     match kind {
         Kind::Inside => return Ok(()),
-        Kind::Returns => return give_back(port.core(), envelope.handles()),
+        Kind::Returns => return give_back(port.core(), envelope.returns()),
         Kind::Lent => {}
     }
     // Its first line comes from the other CPU while the rest is done here.
@@ -247,8 +323,9 @@ fn open_slot(port: &Port, envelope: &Envelope, kind: Kind) -> Result<(), PeerMis
 }
 
 #[cold]
-fn give_back(core: &Core, home: [Option<Handle>; RETURNS]) -> Result<(), PeerMisbehaved> {
-    home.into_iter().flatten().try_for_each(|handle| core.loans().give_back(handle))?;
+fn give_back(core: &Core, home: [Option<Return>; RETURNS]) -> Result<(), PeerMisbehaved> {
+    let give_back = |Return { handle, times }| core.loans().give_back_times(handle, times);
+    home.into_iter().flatten().try_for_each(give_back)?;
     core.arm();
     Ok(())
 }
@@ -280,6 +357,10 @@ impl Source for Arrival<'_> {
     #[inline]
     fn waiter(&mut self) -> (&mut Patience, &mut Sleeper) {
         (&mut self.inbox.patience, &mut self.inbox.sleeper)
+    }
+
+    fn is_promised(&self) -> bool {
+        self.inbox.consumer.is_promised()
     }
 
     fn attends(&mut self) -> bool {

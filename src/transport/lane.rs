@@ -2,9 +2,9 @@
 //! with whatever goes that way, and books what comes home. Knows slots, not messages.
 
 use super::control::Knock;
-use super::descriptor::{Arrived, Descriptor, FIRST_INSIDE, Parcel, RETURNS};
+use super::descriptor::{Arrived, Descriptor, FIRST_INSIDE, Parcel, RETURNS, Return};
 use super::ended::Over;
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Taken};
 use super::link::Link;
 use super::port::{NoMessage, Port};
 use crate::ring::{Full, PAYLOAD, Payload, Producer, area, slots_for};
@@ -48,6 +48,8 @@ struct Outbox {
     wakes: u64,
     /// Slots sent since the last look for returns.
     unlooked: u32,
+    /// The peer was told to wait for the next slot awake.
+    promised: bool,
 }
 
 /// Slots after which a sender looks for returns itself.
@@ -63,6 +65,8 @@ pub struct WaitStats {
     pub sleeps: u64,
     /// How often sending had to wake the peer.
     pub wakes: u64,
+    /// How often the sender went to sleep for want of room.
+    pub stalls: u64,
 }
 
 impl Lane {
@@ -86,6 +90,7 @@ impl Lane {
                 patience: Patience::new(strategy),
                 wakes: 0,
                 unlooked: 0,
+                promised: false,
             },
             port: Closing(link.port(number, name, inbox)),
         }
@@ -113,7 +118,8 @@ impl Lane {
 
     pub(crate) fn stats(&self) -> WaitStats {
         let (sleeps, receives) = self.port.with_inbox(|inbox| inbox.patience.counts()).unwrap_or_default();
-        WaitStats { receives, sleeps, wakes: self.outbox.wakes }
+        let (stalls, _) = self.outbox.patience.counts();
+        WaitStats { receives, sleeps, wakes: self.outbox.wakes, stalls }
     }
 
     /// Sends a slot if there is room at once; a handle that is owed rides along. Descriptors of the message go ahead of
@@ -142,9 +148,49 @@ impl Lane {
             sent = self.push(slot.words(), rest);
         }
         if let (Some(handle), Ok(false)) = (returned, &sent) {
-            self.port.push_front_owed(handle);
+            self.port.push_front_owed(Return { handle, times: 1 });
         }
         sent
+    }
+
+    /// How many slots can be filled at once, after a look for what has come home and for what is to go there.
+    pub(crate) fn room(&mut self) -> Result<usize, Over> {
+        if !self.port.is_open() {
+            return Err(self.port.over());
+        }
+        self.port.collect();
+        self.return_some();
+        let mut room = self.outbox.producer.room();
+        if matches!(room, Ok(0)) && self.room_or_door(1)? {
+            room = self.outbox.producer.room();
+        }
+        match room {
+            Ok(room) => Ok(usize::try_from(room).unwrap_or(usize::MAX)),
+            Err(broken) => Err(self.port.cut_off(broken)),
+        }
+    }
+
+    /// Sends messages, as many as there is room for, and wakes their receiver once; tells how many. Nothing travels beside
+    /// them.
+    pub(crate) fn send_many(&mut self, parcels: &[Parcel<'_>]) -> Result<usize, Over> {
+        let (first, mut sent) = (self.outbox.producer.filled(), 0);
+        for Parcel { envelope, rest, .. } in parcels {
+            let returned = if envelope.carries_returns() { self.port.pop_owed() } else { None };
+            match self.outbox.producer.try_push(envelope.returning(returned).words(), rest) {
+                Ok(Ok(())) => sent += 1,
+                Ok(Err(Full)) => {
+                    if let Some(handle) = returned {
+                        self.port.push_front_owed(Return { handle, times: 1 });
+                    }
+                    break;
+                }
+                Err(broken) => return Err(self.port.cut_off(broken)),
+            }
+        }
+        if sent > 0 {
+            self.tell(Some(first));
+        }
+        Ok(sent)
     }
 
     /// Sends a slot, waiting for room until the deadline.
@@ -193,6 +239,20 @@ impl Lane {
         }
     }
 
+    /// Waits for room for the first of some messages, or, if that has not been looked at, for `many` slots or a quarter of
+    /// the ring, whichever is less: whoever has many to send wakes less often.
+    #[cold]
+    pub(crate) fn wait_for_more_room(
+        &mut self,
+        first: Option<&Parcel<'_>>,
+        many: usize,
+        deadline: &mut Deadline,
+    ) -> Result<(), LaneError> {
+        let part = (self.outbox.producer.capacity() / 4).min(many as u64).max(1);
+        let slots = first.map_or(part, |first| slots_for(first.rest.len()));
+        self.wait_until(|producer| producer.has_room(slots), deadline)
+    }
+
     /// Waits until the peer has taken everything that was sent.
     #[cold]
     pub(crate) fn drain(&mut self, deadline: &mut Deadline) -> Result<(), LaneError> {
@@ -220,22 +280,48 @@ impl Lane {
 
     #[inline(always)]
     fn push(&mut self, slot: &Payload, rest: &[u64]) -> Result<bool, Over> {
-        let Outbox { producer, receiver, wakes, .. } = &mut self.outbox;
-        match producer.try_push(slot, rest) {
+        match self.outbox.producer.try_push(slot, rest) {
             Ok(Ok(())) => {
-                let roused = receiver.notify(|| producer.consumers_spot());
-                if roused != Roused::Awake {
-                    *wakes += 1;
-                }
-                if roused == Roused::AtDoor {
-                    self.port.core().ring(&self.port, Knock::FILLED);
-                }
-                self.port.core().carry(self.port.number());
+                self.tell(None);
                 Ok(true)
             }
             Ok(Err(Full)) => Ok(false),
             Err(broken) => Err(self.port.cut_off(broken)),
         }
+    }
+
+    /// What was pushed last, or since position `first`, is there to be received: wakes whoever waits for it, who sleeps on
+    /// that slot if at all.
+    #[inline(always)]
+    fn tell(&mut self, first: Option<u64>) {
+        let Outbox { producer, receiver, wakes, .. } = &mut self.outbox;
+        let roused = receiver.notify(|| match first {
+            None => producer.consumers_spot(),
+            Some(first) => producer.consumers_spot_at(first),
+        });
+        if roused != Roused::Awake {
+            *wakes += 1;
+        }
+        if roused == Roused::AtDoor {
+            self.port.core().ring(&self.port, Knock::FILLED);
+        }
+        self.port.core().carry(self.port.number());
+        if self.outbox.promised {
+            self.promise(false);
+        }
+    }
+
+    /// Tells the peer whether to wait for the next slot awake, as far as its way of waiting lets it.
+    #[cold]
+    pub(crate) fn promise(&mut self, soon: bool) {
+        self.outbox.promised = soon;
+        self.outbox.producer.say_soon(soon);
+    }
+
+    /// Fills `taken`, which is empty, with messages that there are already.
+    pub(crate) fn try_recv_many(&mut self, taken: &mut Taken) -> Result<(), NoMessage> {
+        self.return_many();
+        self.port.try_receive_many(taken)
     }
 
     /// The next message if there is one already.
@@ -273,14 +359,14 @@ impl Lane {
     #[cold]
     fn return_all(&mut self) {
         while self.port.is_open() && self.port.owes() >= RETURNS {
-            let home: [_; RETURNS] = std::array::from_fn(|_| self.port.pop_owed());
+            let home = self.port.pop_many_owed();
             if home.iter().all(Option::is_none) {
                 // The watcher was quicker.
                 return;
             }
             if !matches!(self.push(&Descriptor::Returns(home).to_words(), &[]), Ok(true)) {
                 // No room now: they go home another way.
-                home.into_iter().flatten().for_each(|handle| self.port.push_front_owed(handle));
+                home.into_iter().rev().flatten().for_each(|back| self.port.push_front_owed(back));
                 return;
             }
             self.port.returned_in_slots();

@@ -7,6 +7,7 @@ mod hold;
 mod keeping;
 mod outgoing;
 mod passing;
+mod stage;
 
 pub(crate) use channels::{CutProblem, cut_area, view_area};
 pub(crate) use hold::Link;
@@ -34,7 +35,7 @@ use nix::errno::Errno;
 use outgoing::Outgoing;
 use parking_lot::Mutex;
 use passing::Passing;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, Weak};
@@ -185,6 +186,7 @@ impl Core {
                 Ok(())
             }
             Control::DescriptorsTaken { total } => self.taken_there(total),
+            Control::Staged { number, stage } => self.staged_there(number, stage),
             Control::Goodbye(farewell) => {
                 self.end(match farewell {
                     Farewell::Closed => Ended::PeerClosed,
@@ -244,7 +246,7 @@ impl Core {
 
     // What channels leave behind.
 
-    pub(super) fn port_gone(&self, owed: VecDeque<Handle>) {
+    pub(super) fn port_gone(&self, owed: Vec<Handle>) {
         if !owed.is_empty() && !self.is_forked() {
             self.orphans.lock().extend(owed);
             self.arm();
@@ -297,7 +299,7 @@ impl Core {
         &self.loans
     }
 
-    pub(super) fn fence(&self) -> Fence {
+    pub(crate) fn fence(&self) -> Fence {
         self.parts.fence
     }
 }

@@ -15,6 +15,7 @@ mod passage;
 pub(crate) mod port;
 mod watch;
 
+pub(crate) use inbox::{TAKEN_MAX, Taken};
 pub(crate) use lane::{Lane, LaneError};
 pub(crate) use link::{Clerk, Core, Keeper, Link};
 pub(crate) use port::NoMessage;

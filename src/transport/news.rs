@@ -1,9 +1,11 @@
 //! What the peer says about a channel over the socket, beside the ring: that it sends no more, which of its requests it
-//! has cancelled, how many answers of this side's it did not expect. There before the channel is accepted, and bounded
+//! has cancelled, how many answers of this side's it did not expect, where it publishes to many. There before the channel is accepted, and bounded
 //! whatever the peer says.
 
+use super::control::StageAt;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// See the module's own words.
@@ -12,6 +14,7 @@ pub(super) struct News {
     finished: AtomicBool,
     unexpected: AtomicU64,
     cancelled: Mutex<BTreeSet<u64>>,
+    staged: OnceLock<StageAt>,
 }
 
 /// Cancelled requests remembered; the oldest are forgotten first.
@@ -50,6 +53,15 @@ impl News {
     pub(super) fn unexpected(&self, count: u64) {
         // A number to be told; nothing depends on it.
         self.unexpected.fetch_max(count, Ordering::Relaxed);
+    }
+
+    /// The peer publishes there; it says so once.
+    pub(super) fn stage(&self, at: StageAt) {
+        let _ = self.staged.set(at);
+    }
+
+    pub(super) fn staged(&self) -> Option<StageAt> {
+        self.staged.get().copied()
     }
 
     pub(super) fn unexpected_so_far(&self) -> u64 {

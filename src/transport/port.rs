@@ -5,10 +5,10 @@
 mod owed;
 
 use super::control::{Control, Knock};
-use super::descriptor::{Arrived, Envelope};
+use super::descriptor::{Arrived, Envelope, Return};
 use super::door::{Door, Listener};
 use super::ended::{Ended, EndedError, Over};
-use super::inbox::{Found, Inbox};
+use super::inbox::{Found, Inbox, Taken};
 use super::link::{Core, Link};
 use super::news::News;
 use crate::shm::handle::Handle;
@@ -41,7 +41,7 @@ pub(crate) struct Port {
     in_slots: AtomicBool,
     /// The watcher knows that there is something to look at here.
     armed: AtomicBool,
-    news: Arc<News>,
+    pub(super) news: Arc<News>,
     /// Answers dropped here that nobody expected: so many in all.
     unexpected: AtomicU64,
     /// As many as the peer was told of.
@@ -77,7 +77,10 @@ pub(crate) enum NoMessage {
 
 #[derive(Default)]
 struct Owed {
-    handles: VecDeque<Handle>,
+    /// In the order in which they are to go; one that came several times in a row once.
+    handles: VecDeque<Return>,
+    /// How many there are in all, each as often as it came.
+    count: usize,
     /// How many at the front were there at the watcher's last look.
     stale: usize,
 }
@@ -213,6 +216,16 @@ impl Port {
         match found {
             None => Ok(false),
             Some(found) => self.settle(found).map(|()| true),
+        }
+    }
+
+    /// Fills `taken`, which is empty, with messages that there are already. Those that came before the end come before it.
+    pub(crate) fn try_receive_many(&self, taken: &mut Taken) -> Result<(), NoMessage> {
+        let found = self.with_inbox(|inbox| inbox.take_many(self, taken)).unwrap_or(Some(Found::End));
+        self.door.looked();
+        match found {
+            None => Ok(()),
+            Some(found) => self.settle(found),
         }
     }
 
@@ -412,7 +425,7 @@ impl Home for Port {
         // In a forked child the books are a copy, and their lock may have been held by a thread that is not here.
         if !self.core().is_forked() {
             let mut owed = self.owed.lock();
-            owed.handles.push_back(handle);
+            owed.add(Return { handle, times: 1 });
             self.count(&owed);
             drop(owed);
             self.arm();
@@ -422,7 +435,8 @@ impl Home for Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        let owed = std::mem::take(&mut self.owed.get_mut().handles);
+        let mut owed = Vec::new();
+        self.owed.get_mut().take(usize::MAX, &mut owed);
         self.link.core().port_gone(owed);
     }
 }

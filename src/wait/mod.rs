@@ -12,10 +12,12 @@
 mod deadline;
 mod notify;
 mod patience;
+#[cfg(all(test, not(strait_loom)))]
+mod tests;
 
 pub(crate) use deadline::Deadline;
 #[cfg(not(strait_loom))]
-pub(crate) use notify::waits_at_door;
+pub(crate) use notify::{Crier, waits_at_door};
 pub(crate) use notify::{Notifier, Roused, Sleeper};
 pub(crate) use patience::Patience;
 pub use patience::Wait;
@@ -33,6 +35,11 @@ pub(crate) trait Source {
 
     /// Who waits.
     fn waiter(&mut self) -> (&mut Patience, &mut Sleeper);
+
+    /// Asked once, before the first sleep: whether the other side has said that it will not be long.
+    fn is_promised(&self) -> bool {
+        false
+    }
 
     /// Asked before each sleep. True if nobody rings the bell unless the waiter looks for the reasons itself, which this
     /// call has done: the sleep is then a short one.
@@ -86,13 +93,17 @@ pub(crate) fn wait<S: Source>(source: &mut S, bell: &Bell, deadline: &mut Deadli
 fn spin<S: Source>(source: &mut S, deadline: &mut Deadline) -> bool {
     let (patience, sleeper) = source.waiter();
     let mut turns = patience.turns(sleeper.shares_cpu_with_peer());
-    while turns.next(deadline) {
-        if source.ready() {
-            source.waiter().0.caught();
-            return true;
+    loop {
+        while turns.next(deadline) {
+            if source.ready() {
+                source.waiter().0.caught();
+                return true;
+            }
+        }
+        if !turns.prolong(source) {
+            return false;
         }
     }
-    false
 }
 
 /// The models check the sleep, not the spin.

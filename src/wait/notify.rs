@@ -102,17 +102,29 @@ impl Sleeper {
 
 /// The waking half of an end.
 pub(crate) struct Notifier {
-    own: Arc<OwnWords>,
+    share: Share,
     peer: Arc<PeerWords>,
-    line: usize,
     theirs: usize,
+    /// The last wait for the doorbell that was answered, as the other said it.
+    answered: u64,
+}
+
+/// The waking half of an end that many wait for, all in a futex, all on the same word.
+#[cfg(not(strait_loom))]
+pub(crate) struct Crier {
+    share: Share,
+    theirs: usize,
+}
+
+/// Who pays for the fence, as the waking half of an end sees it.
+struct Share {
+    own: Arc<OwnWords>,
+    line: usize,
     fence: Fence,
     /// Whether every publication is followed by a fence, whatever log-in allows.
     fences: bool,
-    /// Publications since the other was last found asleep.
+    /// Publications since anyone was last found asleep.
     quiet: u32,
-    /// The last wait for the doorbell that was answered, as the other said it.
-    answered: u64,
 }
 
 /// So many publications without a sleeper, and the fence is left to whoever sleeps next.
@@ -120,19 +132,19 @@ const QUIET: u32 = 64;
 
 impl Notifier {
     pub(crate) fn new(own: Arc<OwnWords>, line: usize, peer: Arc<PeerWords>, theirs: usize, fence: Fence) -> Self {
-        Self { own, peer, line, theirs, fence, fences: true, quiet: 0, answered: AWAKE }
+        Self { share: Share::new(own, line, fence), peer, theirs, answered: AWAKE }
     }
 
     /// To be called after publishing. Wakes the other side if it sleeps in a futex; tells how it was found.
     #[inline]
     pub(crate) fn notify<'a>(&mut self, spot: impl FnOnce() -> Spot<'a>) -> Roused {
-        Fence::publishers_half(self.fences);
+        Fence::publishers_half(self.share.fences);
         let says = self.peer.peek(self.theirs + SLEEPS);
         if says != AWAKE {
             return self.rouse(says, spot());
         }
-        if self.fences {
-            self.settle_fence(false);
+        if self.share.fences {
+            self.share.settle(false);
         }
         Roused::Awake
     }
@@ -146,8 +158,8 @@ impl Notifier {
             // nobody can give.
             _ => Roused::Awake,
         };
-        if roused != Roused::Awake || self.fences {
-            self.settle_fence(roused != Roused::Awake);
+        if roused != Roused::Awake || self.share.fences {
+            self.share.settle(roused != Roused::Awake);
         }
         match roused {
             Roused::Asleep => futex::wake(spot),
@@ -156,9 +168,50 @@ impl Notifier {
         }
         roused
     }
+}
+
+#[cfg(not(strait_loom))]
+impl Crier {
+    /// `theirs`: the line of whoever waits, in the words of each.
+    pub(crate) fn new(own: Arc<OwnWords>, line: usize, theirs: usize, fence: Fence) -> Self {
+        Self { share: Share::new(own, line, fence), theirs }
+    }
+
+    /// Everyone who may wait from now on has to have registered for `membarrier` if each publication is not to be
+    /// followed by a fence.
+    pub(crate) fn admit(&mut self, fence: Fence) {
+        if fence == Fence::Each && self.share.fence != Fence::Each {
+            self.share.settle(true);
+            self.share.fence = Fence::Each;
+        }
+    }
+
+    /// To be called after publishing: wakes those who sleep, all by one system call. Tells whether anyone did.
+    #[inline]
+    pub(crate) fn notify<'a, 'b>(
+        &mut self,
+        mut all: impl Iterator<Item = &'a PeerWords>,
+        spot: impl FnOnce() -> Spot<'b>,
+    ) -> bool {
+        Fence::publishers_half(self.share.fences);
+        let asleep = all.any(|one| one.peek(self.theirs + SLEEPS) & HOW == IN_FUTEX);
+        if asleep || self.share.fences {
+            self.share.settle(asleep);
+        }
+        if asleep {
+            futex::wake(spot());
+        }
+        asleep
+    }
+}
+
+impl Share {
+    fn new(own: Arc<OwnWords>, line: usize, fence: Fence) -> Self {
+        Self { own, line, fence, fences: true, quiet: 0 }
+    }
 
     /// The fence is paid by whoever meets it less often: a sleeper's is dear, but a busy ring sees none.
-    fn settle_fence(&mut self, asleep: bool) {
+    fn settle(&mut self, asleep: bool) {
         if asleep {
             self.quiet = 0;
             if !self.fences {

@@ -1,9 +1,13 @@
 //! How long to look before going to sleep. Knows time and CPUs only.
 
 #[cfg(not(strait_loom))]
+use super::Source;
+#[cfg(not(strait_loom))]
 use super::deadline::Deadline;
 #[cfg(not(strait_loom))]
 use std::hint::spin_loop;
+#[cfg(not(strait_loom))]
+use std::time::Duration;
 use std::time::Instant;
 
 /// How a side of a channel waits.
@@ -81,12 +85,15 @@ impl Patience {
     /// The pauses between looks, as long as the strategy has patience.
     #[inline]
     pub(super) fn turns(&self, shares_cpu: bool) -> Turns {
+        // Whoever else there is shares the only one.
+        let shares_cpu = shares_cpu || crate::sys::cpu::is_only_one();
         Turns {
             strategy: self.strategy,
             budget: self.budget,
             shares_cpu,
             looks: if shares_cpu { 0 } else { CLOSE + PAUSES },
             since: None,
+            prolonged: false,
         }
     }
 
@@ -105,10 +112,23 @@ pub(super) struct Turns {
     shares_cpu: bool,
     looks: u32,
     since: Option<Instant>,
+    prolonged: bool,
 }
 
 #[cfg(not(strait_loom))]
 impl Turns {
+    /// More of them, once, if the other side says that it is worth it.
+    #[cold]
+    pub(super) fn prolong(&mut self, source: &impl Source) -> bool {
+        let prolongs = self.strategy == Wait::Adaptive && !self.prolonged && source.is_promised();
+        if prolongs {
+            self.prolonged = true;
+            self.budget = PROMISED;
+            self.since = None;
+        }
+        prolongs
+    }
+
     /// Pauses. False: go to sleep, or the deadline is near.
     #[inline]
     pub(super) fn next(&mut self, deadline: &mut Deadline) -> bool {
@@ -118,7 +138,7 @@ impl Turns {
         if self.looks > 0 {
             self.looks -= 1;
             // The first looks follow each other closely: an answer that is on its way is seen as it comes.
-            if self.looks < PAUSES {
+            if self.looks < PAUSES || self.since.is_some() {
                 spin_loop();
             }
             return true;
@@ -139,10 +159,16 @@ impl Turns {
                 !deadline.has_passed()
             }
             Wait::Adaptive => {
-                let since = *self.since.get_or_insert_with(Instant::now);
+                let now = Instant::now();
+                let since = *self.since.get_or_insert(now);
                 // Whoever is waited for may be about to run on this very CPU.
                 crate::sys::cpu::yield_now();
-                since.elapsed().as_nanos() < u128::from(self.budget)
+                let back = Instant::now();
+                // Nobody was: what is waited for is seen sooner by looking than between two such calls.
+                if !self.shares_cpu && back.saturating_duration_since(now) < ALONE {
+                    self.looks = BETWEEN;
+                }
+                back.saturating_duration_since(since).as_nanos() < u128::from(self.budget)
             }
         }
     }
@@ -152,10 +178,22 @@ impl Turns {
 #[cfg(not(strait_loom))]
 const CLOSE: u32 = 100;
 
+/// Letting others run takes less than this if there are none: a system call.
+#[cfg(not(strait_loom))]
+const ALONE: Duration = Duration::from_micros(2);
+
 /// Looks between pauses before anything dearer is done: about 1.5 us.
 #[cfg(not(strait_loom))]
 const PAUSES: u32 = 60;
 
+/// Looks between pauses before others are let run once more: about 6 us.
+#[cfg(not(strait_loom))]
+const BETWEEN: u32 = 4 * PAUSES;
+
 /// A wake across CPUs costs about this much, so spinning longer than it cannot pay on average.
 const BUDGET_MAX: u32 = 25_000;
 const BUDGET_MIN: u32 = 1_000;
+
+/// For what was said to come soon: as long as four wakes.
+#[cfg(not(strait_loom))]
+const PROMISED: u32 = 100_000;

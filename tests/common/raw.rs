@@ -38,7 +38,8 @@ pub const MESSAGES: u64 = 16 * 512;
 /// FNV-1a of what two builds must lay out alike; the document gives the place of the text, not the text.
 pub fn layout() -> u64 {
     let text = "slot: 7 words + sequence; inside: 4, then 7; area: cursor 0, receiver 16, sender 32, slots 48; end: sleeps (1 futex, \
-        2 door), cpu, leaves fence; handle: offset 36, arena 24, len 36, ticket 32; table: offset, len; blob: offset, bytes; control: \
+        2 door), cpu, leaves fence; handle: offset 36, arena 24, len 36, ticket 32; returns: 3 handles, \
+        times 16; table: offset, len; blob: offset, bytes; control: \
         128; login: 1024; capnp; endian: ";
     let endian = if cfg!(target_endian = "little") { "little" } else { "big" };
     let bytes = text.bytes().chain(endian.bytes());

@@ -33,6 +33,8 @@ pub(super) struct Entry {
     pub(super) arrivals: Arrivals<Arrived>,
     /// What was closed here, until the other side has filled its last slot.
     inbox: Option<Inbox>,
+    /// This side's ring that many read, the other side among them, for as long as that may look.
+    pub(super) stage: Option<Arc<OwnWords>>,
 }
 
 /// How far a side is with a channel. It closes when its application is done with it, and tells the other side. Until that
@@ -58,6 +60,7 @@ impl Entry {
             there: Phase::Open,
             arrivals: Arrivals::default(),
             inbox: None,
+            stage: None,
         }
     }
 

@@ -41,7 +41,9 @@ impl Link {
         // A peer that keeps copies has room for so many bytes.
         let room = if mirror.is_some() { parts.arena.capacity() as u64 } else { u64::MAX };
         let quota = LoanQuota { bytes: parts.quota.bytes.min(room), ..parts.quota };
-        let loans = Loans::new(quota, parts.account.as_ref().map(|(account, _)| account.clone()));
+        // A peer that keeps copies keeps each under a name of its own.
+        let counts = mirror.is_none();
+        let loans = Loans::new(quota, parts.account.as_ref().map(|(account, _)| account.clone()), counts);
         let core = Arc::new(Core {
             parts,
             view: Arc::downgrade(&view),

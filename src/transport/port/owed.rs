@@ -3,6 +3,7 @@
 
 use super::{Owed, Port};
 use crate::shm::handle::Handle;
+use crate::transport::descriptor::{RETURNS, Return, TIMES_MAX};
 use std::sync::atomic::Ordering;
 
 impl Port {
@@ -51,6 +52,18 @@ impl Port {
         self.in_slots.swap(false, Ordering::Relaxed)
     }
 
+    /// As [`owe`](crate::shm::view::Home::owe), for many.
+    pub(crate) fn owe_all(&self, home: impl Iterator<Item = Return>) {
+        // As there: in a forked child the books are a copy.
+        if !self.core().is_forked() {
+            let mut owed = self.owed.lock();
+            home.for_each(|back| owed.add(back));
+            self.count(&owed);
+            drop(owed);
+            self.arm();
+        }
+    }
+
     /// A handle for the next slot that goes the peer's way.
     #[inline]
     pub(in crate::transport) fn pop_owed(&self) -> Option<Handle> {
@@ -58,15 +71,23 @@ impl Port {
             return None;
         }
         let mut owed = self.owed.lock();
-        owed.stale = owed.stale.saturating_sub(1);
-        let handle = owed.handles.pop_front();
+        let handle = owed.pop(1);
         self.count(&owed);
-        handle
+        handle.map(|Return { handle, .. }| handle)
     }
 
-    pub(in crate::transport) fn push_front_owed(&self, handle: Handle) {
+    /// As many as go into a slot of their own.
+    pub(in crate::transport) fn pop_many_owed(&self) -> [Option<Return>; RETURNS] {
         let mut owed = self.owed.lock();
-        owed.handles.push_front(handle);
+        let home = std::array::from_fn(|_| owed.pop(TIMES_MAX));
+        self.count(&owed);
+        home
+    }
+
+    pub(in crate::transport) fn push_front_owed(&self, back: Return) {
+        let mut owed = self.owed.lock();
+        owed.count += back.times as usize;
+        owed.handles.push_front(back);
         self.count(&owed);
     }
 
@@ -78,16 +99,53 @@ impl Port {
     }
 
     pub(super) fn count(&self, owed: &Owed) {
-        self.owes.store(owed.handles.len(), Ordering::Relaxed);
+        self.owes.store(owed.count, Ordering::Relaxed);
     }
 
     /// Takes what was owed at the last call already and is still; tells whether anything is owed since.
     fn take_stale(&self, into: &mut Vec<Handle>) -> bool {
         let mut owed = self.owed.lock();
-        let stale = owed.stale.min(owed.handles.len());
-        into.extend(owed.handles.drain(..stale));
-        owed.stale = owed.handles.len();
+        let stale = owed.stale;
+        owed.take(stale, into);
+        owed.stale = owed.count;
         self.count(&owed);
         owed.stale > 0
+    }
+}
+
+impl Owed {
+    #[inline]
+    pub(super) fn add(&mut self, back: Return) {
+        self.count += back.times as usize;
+        match self.handles.back_mut() {
+            Some(last) if last.handle == back.handle && last.times + back.times <= TIMES_MAX => {
+                last.times += back.times
+            }
+            _ => self.handles.push_back(back),
+        }
+    }
+
+    /// The next, at most so often.
+    fn pop(&mut self, times: u32) -> Option<Return> {
+        let next = self.handles.front_mut()?;
+        let home = Return { handle: next.handle, times: next.times.min(times) };
+        next.times -= home.times;
+        if next.times == 0 {
+            self.handles.pop_front();
+        }
+        self.count -= home.times as usize;
+        self.stale = self.stale.saturating_sub(home.times as usize);
+        Some(home)
+    }
+
+    /// The next so many, one by one.
+    pub(super) fn take(&mut self, most: usize, into: &mut Vec<Handle>) {
+        let mut left = most.min(self.count);
+        while left > 0
+            && let Some(Return { handle, times }) = self.pop(u32::try_from(left).unwrap_or(u32::MAX))
+        {
+            into.extend(std::iter::repeat_n(handle, times as usize));
+            left -= times as usize;
+        }
     }
 }
