@@ -146,8 +146,8 @@ fn each_call(role: &'static str) {
         } else {
             3
         };
-        // A socket that cannot be read is the end of its session, in each new watcher's thread anew.
-        let never = |errno| call == "recvmsg" && ["EMFILE", "ENOSPC"].contains(errno);
+        // A socket that is good for nothing is the end of its session, in each new thread anew.
+        let never = |errno| ["recvmsg", "sendmsg"].contains(&call) && ["EMFILE", "ENOSPC"].contains(errno);
         let others = ANY.iter().filter(|errno| thorough() && !errnos.contains(errno) && !never(errno));
         for errno in errnos.iter().chain(others) {
             for time in 1..=times {

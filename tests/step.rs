@@ -1,6 +1,6 @@
 //! `kill -9` at every instruction of what is done all the time, and around every system call and after every store to
-//! shared memory of what is done now and then: either side in turn, stepped by ptrace to where it dies. The other side gets a typed error or a whole message,
-//! is left with nothing, and its other session goes on.
+//! shared memory of what is done now and then: either side in turn, stepped by ptrace to where it dies. The other side gets
+//! a typed error or a whole message, is left with nothing, and its other session goes on.
 //!
 //! `STRAIT_LEVEL` says how many points: `quick` some of each operation, spread evenly; `nightly` and `release` every
 //! instruction of the first kind, and of the second every system call, every store and 2,000 instructions; `stores` just

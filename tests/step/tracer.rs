@@ -5,6 +5,8 @@
 //! this thread alone meets, at an instruction that a first victim came to for the first time just before.
 
 use crate::common::peer::Peer;
+#[cfg(target_arch = "x86_64")]
+use crate::stores::Stores;
 use nix::libc;
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::sys::personality::{self, Persona};
@@ -68,6 +70,32 @@ pub fn be_traced() {
     ptrace::traceme().expect("ptrace");
 }
 
+/// The address of the next instruction.
+#[cfg(target_arch = "x86_64")]
+fn next(registers: &libc::user_regs_struct) -> u64 {
+    registers.rip
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn next(_: &libc::user_regs_struct) -> u64 {
+    0
+}
+
+/// What tells stores to shared memory, where it is known how.
+#[cfg(not(target_arch = "x86_64"))]
+struct Stores;
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Stores {
+    fn of(_: Pid) -> Self {
+        Self
+    }
+
+    fn is_next(&mut self, _: &libc::user_regs_struct) -> bool {
+        false
+    }
+}
+
 /// A victim that has called [`be_traced`].
 pub struct Traced(pub Peer);
 
@@ -91,34 +119,27 @@ impl Traced {
     /// The whole operation, instruction by instruction.
     pub fn trace(&self) -> Trace {
         let (mut trace, mut met) = (Trace::default(), HashSet::new());
-        let mut watched = self.watch_stores();
+        let mut stores = Stores::of(self.pid());
+        let mut registers = self.registers();
         loop {
-            let stores = watched();
+            let is_store = stores.is_next(&registers);
             if !self.step(Stride::Instruction) {
                 return trace;
             }
+            registers = self.registers();
             trace.instructions += 1;
-            let at = self.instruction();
+            let at = next(&registers);
             if met.insert(at) {
                 trace.firsts.push((trace.instructions, at));
             }
-            if stores {
+            if is_store {
                 trace.stores.push((trace.instructions, at));
             }
         }
     }
 
-    /// What tells whether the next instruction stores to shared memory.
-    #[cfg(target_arch = "x86_64")]
-    fn watch_stores(&self) -> impl FnMut() -> bool + use<> {
-        let pid = self.pid();
-        let mut stores = crate::stores::Stores::of(pid);
-        move || stores.is_next(&ptrace::getregs(pid).expect("ptrace"))
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn watch_stores(&self) -> impl FnMut() -> bool + use<> {
-        || false
+    fn registers(&self) -> libc::user_regs_struct {
+        ptrace::getregs(self.pid()).expect("ptrace")
     }
 
     /// Takes it where it is to die, and kills it there. False if its operation was over before, or it came elsewhere.
@@ -175,14 +196,8 @@ impl Traced {
     }
 
     /// The address of the next instruction.
-    #[cfg(target_arch = "x86_64")]
     fn instruction(&self) -> u64 {
-        ptrace::getregs(self.pid()).expect("ptrace").rip
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn instruction(&self) -> u64 {
-        0
+        next(&self.registers())
     }
 
     /// False at the mark.
