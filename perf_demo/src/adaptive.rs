@@ -2,9 +2,10 @@
 //! processes burn afterwards. The ways take turns.
 
 use crate::cache_capnp::cache;
-use crate::cli::{Pin, Spacing};
-use crate::cpus::Cpus;
+use crate::cli::Spacing;
 use anyhow::{Context, ensure};
+use perf_demo::cpus::Cpus;
+use perf_demo::cpus::Pin;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};

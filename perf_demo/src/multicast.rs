@@ -2,9 +2,10 @@
 //! numbers of subscribers take turns.
 
 use crate::cache_capnp::cache;
-use crate::cli::{Casting, Pin};
-use crate::cpus::Cpus;
+use crate::cli::Casting;
 use anyhow::{Context, ensure};
+use perf_demo::cpus::Cpus;
+use perf_demo::cpus::Pin;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};

@@ -4,10 +4,11 @@
 mod bare;
 
 use crate::cache_capnp::cache;
-use crate::cli::{Pin, Streaming};
-use crate::cpus::Cpus;
+use crate::cli::Streaming;
 use anyhow::{Context, bail, ensure};
 use bare::{Page, Ring};
+use perf_demo::cpus::Cpus;
+use perf_demo::cpus::Pin;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
