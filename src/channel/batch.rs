@@ -1,6 +1,7 @@
 //! Many messages at a time: lent under one lock and laid out with one wake, taken with one word to their sender.
 
 use super::error::{RecvError, SendAllError, SendError};
+use super::receiver;
 use super::sender::Sender;
 use super::shared::{Room, Shared, State};
 use super::side::{BATCH_MAX, Batch, Purpose};
@@ -77,9 +78,9 @@ impl<T: Schema> Channel<T> {
     /// The messages that are there already, in order; ends when there is none. Takes several at a time from the peer, whose
     /// sender hears of it once. Never blocks. What is not taken from it stays to be received.
     ///
-    /// An error is the last it has to say, save [`RecvError::NoMemory`].
+    /// It also ends where the peer has finished sending; another end of the channel it tells once.
     pub fn try_iter(&mut self) -> TryIter<'_, T> {
-        TryIter { channel: self, taken: Taken::new(), next: 0 }
+        TryIter { channel: self, taken: Taken::new(), next: 0, told: false }
     }
 
     /// Receives messages as long as there are any, waiting for the first at most `timeout`, and shows each to `each`; says
@@ -266,6 +267,7 @@ pub struct TryIter<'a, T: Schema> {
     taken: Taken,
     /// The first of `taken` that was not given out.
     next: usize,
+    told: bool,
 }
 
 impl<T: Schema> TryIter<'_, T> {
@@ -296,7 +298,8 @@ impl<T: Schema> Iterator for TryIter<'_, T> {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        self.find().transpose()
+        let found = self.find().transpose()?;
+        receiver::next(found, &mut self.told)
     }
 }
 
