@@ -51,7 +51,8 @@ pub(crate) fn urlencoded(text: &str) -> Result<String, Fault> {
         Some(at) if text[at..].starts_with('@') => (&text[..at], contents(&text[at + 1..])?),
         Some(at) => (&text[..at], text.as_bytes()[at + 1..].to_vec()),
     };
-    let encoded = percent_encoded(&content);
+    // As forms have it.
+    let encoded = percent_encoded(&content).replace("%20", "+");
     Ok(if name.is_empty() { encoded } else { format!("{name}={encoded}") })
 }
 
@@ -233,7 +234,7 @@ mod tests {
             Datum::Urlencode("=c d".into()),
             Datum::Urlencode(format!("m@{path}")),
         ];
-        assert_eq!(joined(&pieces), b"a=1&xy&x\r\ny\n&@b&n=%C3%BC%20%26&c%20d&m=x%0D%0Ay%0A");
+        assert_eq!(joined(&pieces), b"a=1&xy&x\r\ny\n&@b&n=%C3%BC+%26&c+d&m=x%0D%0Ay%0A");
         let json = data(&[Datum::Json("{".into()), Datum::Json("}".into())]).expect("data").expect("some");
         assert!(json.is_json && json.bytes == b"{}");
         assert_eq!(data(&[]), Ok(None));

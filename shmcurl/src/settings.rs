@@ -391,7 +391,7 @@ fn cookies(cli: &Cli) -> Result<(Option<String>, Option<Vec<String>>), Fault> {
         lines.extend(text.lines().filter(|line| is_cookie(line, options.junk_session_cookies)).map(str::to_owned));
     }
     let has_jar = !files.is_empty() || options.cookie_jar.is_some();
-    let plain = (!plain.is_empty()).then(|| plain.into_iter().cloned().collect::<Vec<_>>().join("; "));
+    let plain = (!plain.is_empty()).then(|| plain.into_iter().cloned().collect::<Vec<_>>().join(";"));
     Ok((plain, has_jar.then_some(lines)))
 }
 

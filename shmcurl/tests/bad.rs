@@ -152,6 +152,7 @@ fn curl_does_the_same() {
     };
     let scene = Scene::new();
     scene.write("body", &pattern::bytes(0, 3_000));
+    scene.write("text", b"a=b\r\n&c=d\n");
     let url = |path: &str| scene.server.url(path);
     let raw = |path: &str| scene.server.raw(path);
     let closed = format!("http://{}/", scene.server.at.closed);
@@ -162,16 +163,16 @@ fn curl_does_the_same() {
         vec!["-G", "-d", "a=1", "-d", "b=2", &url("/echo?c=3")],
         vec!["-T", "body", &url("/upload")],
         vec!["-T", "body", &url("/echo/")],
-        vec!["-d", "@body", &url("/upload")],
+        vec!["-d", "@text", &url("/echo")],
         vec!["--data-binary", "@body", &url("/upload")],
         vec!["-r", "10-19", &url("/bytes/100")],
         vec!["-r", "-7", &url("/bytes/100")],
         vec!["-r", "200-", &url("/bytes/100")],
         vec!["-L", "-d", "x", &url("/redirect/2?status=301")],
-        vec!["-L", "-X", "POST", "-d", "x", &url("/redirect/2?status=302")],
+        vec!["-L", "--post302", "-d", "x", &url("/redirect/2?status=302")],
         vec!["-L", "--max-redirs", "1", &url("/redirect/2")],
         vec!["-L", "-T", "body", &url("/redirect/1?status=307")],
-        vec!["-e", "http://a/;auto", "-L", &url("/redirect/1")],
+        vec!["-e", ";auto", "-L", &url("/redirect/1")],
         vec!["--compressed", &url("/gzip/50000")],
         vec!["-u", "user:secret", &url("/basic/user/secret")],
         vec!["--digest", "-u", "user:secret", &url("/digest/user/secret")],
@@ -179,7 +180,7 @@ fn curl_does_the_same() {
         vec!["-f", &url("/status/404")],
         vec!["-f", "-w", "%{http_code} %{num_redirects}", &url("/status/500")],
         vec!["-s", &closed],
-        vec!["-w", "%{http_code}|%{size_download}|%{content_type}|%{method}|%{scheme}\\n", &url("/bytes/77")],
+        vec!["-w", "%{http_code}|%{size_download}|%{content_type}|%{method}|%{urlnum}\\n", &url("/bytes/77")],
         vec![&raw("/truncated")],
         vec![&raw("/excess")],
         vec![&raw("/garbage")],
@@ -208,10 +209,22 @@ fn curl_does_the_same() {
         command.args(["-q", "-sS"]).args(agent).args(&args).current_dir(scene.dir.path()).stdin(Stdio::null());
         plain(&mut command);
         let theirs = finish(command, b"");
-        if ours.code != theirs.code || ours.stdout != theirs.stdout {
-            let shown = |ran: &common::Ran| format!("{}, {:?}, {}", ran.code, ran.text(), ran.stderr.trim());
+        if ours.code != theirs.code || regular(&ours.stdout) != regular(&theirs.stdout) {
+            let shown = |ran: &common::Ran| {
+                format!("{}, {:?}, {}", ran.code, ran.text().chars().take(300).collect::<String>(), ran.stderr.trim())
+            };
             differ.push(format!("{args:?}\n  shmcurl {}\n  curl    {}", shown(&ours), shown(&theirs)));
         }
     }
     assert!(differ.is_empty(), "{}", differ.join("\n"));
+}
+
+/// An echo without what libcurl's versions do not agree on: the order of headers, and for which bodies leave is asked.
+fn regular(output: &[u8]) -> (Vec<Vec<u8>>, &[u8]) {
+    let end = output.windows(2).position(|window| window == b"\n\n").unwrap_or(0);
+    let (head, body) = output.split_at(end);
+    let mut lines: Vec<Vec<u8>> = head.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+    lines.retain(|line| !line.starts_with(b"expect: "));
+    lines.sort();
+    (lines, body)
 }

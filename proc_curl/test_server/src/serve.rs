@@ -9,8 +9,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use socket2::{Domain, Socket, Type};
+use std::fs::Permissions;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +87,10 @@ pub(crate) fn web(state: &Arc<State>, tls: Option<TlsAcceptor>) -> SocketAddr {
 /// The same at a Unix socket.
 pub(crate) fn unix(path: &Path, state: &Arc<State>) {
     let (listener, state) = (UnixListener::bind(path).expect("socket"), state.clone());
+    // For clients that have given up being this user, too.
+    for path in path.ancestors().take(2) {
+        std::fs::set_permissions(path, Permissions::from_mode(0o777)).expect("own file");
+    }
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let state = state.clone();
