@@ -2,7 +2,6 @@
 //! what each fault says of itself.
 
 use curl_test_server::{TestServer, lives, nightly, pattern, resident, ticks, worker};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proc_curl::{
@@ -38,31 +37,6 @@ fn failure(result: Result<Response, Error>) -> Failure {
         Err(Error::Failed(failure)) => *failure,
         other => panic!("{other:?}"),
     }
-}
-
-#[test]
-fn two_thousand_requests_are_under_way_at_once() {
-    const COUNT: usize = 2_000;
-    // Each connection has an end here, in the server.
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a limit");
-    if most < 2 * COUNT as u64 {
-        println!("note: skipped, {most} descriptors are too few");
-        return;
-    }
-    let (server, client) = (TestServer::start(), client());
-    // Answered when all have come, so none can have waited for another.
-    let url = server.url(&format!("/gate/{COUNT}?key=all"));
-    let pending: Vec<Pending> = (0..COUNT).map(|_| limited(client.get(&url)).start().expect("started")).collect();
-    let mut errors = Vec::new();
-    for pending in pending {
-        match pending.wait().and_then(Response::text) {
-            Ok(text) => assert_eq!(text, "all here\n"),
-            Err(error) => errors.push(error.to_string()),
-        }
-    }
-    assert!(errors.is_empty(), "{} of {COUNT}: {}", errors.len(), errors[0]);
-    assert_eq!(server.hits(&format!("/gate/{COUNT}")), COUNT as u64);
 }
 
 #[test]

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The worker to test: `$PROC_CURL_WORKER`, else `procCurlI` of the build that the calling test belongs to, brought up to
-/// date once by cargo, since no package's tests build another's programs.
+/// The worker to test: `$PROC_CURL_WORKER`, else `procCurlI` of the build that the calling test belongs to. Testing the whole
+/// workspace builds it; where it is missing, cargo is asked for it, since one package's tests build no other's programs. One
+/// that is there is taken as it is: after a change to the worker, build it.
 ///
 /// # Panics
 /// If it cannot be built.
@@ -18,6 +19,10 @@ fn built() -> PathBuf {
     let test = std::env::current_exe().expect("own path");
     // TARGET/PROFILE/deps/TEST
     let profile = test.ancestors().nth(2).expect("a profile").to_owned();
+    let worker = profile.join("procCurlI");
+    if worker.exists() {
+        return worker;
+    }
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.args(["build", "--quiet", "--package", "proc_curl_worker", "--bin", "procCurlI"]);
     build.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
@@ -27,7 +32,7 @@ fn built() -> PathBuf {
     }
     let status = build.status().expect("cargo");
     assert!(status.success(), "the worker cannot be built: {status}");
-    profile.join("procCurlI")
+    worker
 }
 
 /// What a process has in memory now, in bytes, pages shared with others included; 0 if there is no such process.
