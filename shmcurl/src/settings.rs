@@ -399,7 +399,8 @@ fn cookies(cli: &Cli) -> Result<(Option<String>, Option<Vec<String>>), Fault> {
 fn is_cookie(line: &str, no_session: bool) -> bool {
     let comment = line.starts_with('#') && !line.starts_with("#HttpOnly_");
     let of_session = line.split('\t').nth(4).is_some_and(|expires| expires == "0");
-    !line.trim().is_empty() && !comment && !(no_session && of_session)
+    let unwanted = comment || (no_session && of_session);
+    !line.trim().is_empty() && !unwanted
 }
 
 #[cfg(test)]

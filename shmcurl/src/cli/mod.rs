@@ -193,8 +193,11 @@ fn first_line(error: &clap::Error) -> String {
     text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
+/// An option by its name, and what its value makes.
+type Maker<'a, T> = (&'a str, fn(String) -> T);
+
 /// Every value of these options with its place in the line.
-fn placed<T>(matches: &ArgMatches, options: &[(&str, fn(String) -> T)]) -> Vec<T> {
+fn placed<T>(matches: &ArgMatches, options: &[Maker<'_, T>]) -> Vec<T> {
     let mut all = Vec::new();
     for (id, make) in options {
         let values = matches.get_many::<String>(id).into_iter().flatten();
