@@ -16,7 +16,7 @@ pub fn everything() {
     let place = Place::new();
     let server = publishing(&place);
     let ways = [("in_place", "park"), ("snapshot", "adaptive"), ("in_place", "adaptive")];
-    let mut publisher = Publisher::new(&server.arena(), 32).expect("room");
+    let mut publisher = Publisher::new(server.arena(), 32).expect("room");
     let mut sessions = Vec::new();
     let mut peers: Vec<Peer> = ways
         .iter()
@@ -98,7 +98,7 @@ pub fn holder(args: &[String]) {
 pub fn any_order() {
     let place = Place::new();
     let server = publishing(&place);
-    let mut publisher = Publisher::new(&server.arena(), 8).expect("room");
+    let mut publisher = Publisher::new(server.arena(), 8).expect("room");
     let mut peer = Peer::start("holder", &[place.text()]);
     let (session, channel) = accept(&server);
     publisher.add(channel, PATIENT).expect("added");
@@ -137,7 +137,7 @@ pub fn any_order() {
 pub fn holding() {
     let place = Place::new();
     let server = publishing(&place);
-    let mut publisher = Publisher::new(&server.arena(), 4).expect("room");
+    let mut publisher = Publisher::new(server.arena(), 4).expect("room");
     let mut peer = Peer::start("holder", &[place.text()]);
     let (session, channel) = accept(&server);
     publisher.add(channel, Policy::DropOldest).expect("added");
@@ -174,7 +174,7 @@ pub fn holding() {
 pub fn outlives() {
     let place = Place::new();
     let server = publishing(&place);
-    let mut publisher = Publisher::new(&server.arena(), 8).expect("room");
+    let mut publisher = Publisher::new(server.arena(), 8).expect("room");
     let mut peer = Peer::start("holder", &[place.text()]);
     let (session, channel) = accept(&server);
     publisher.add(channel, PATIENT).expect("added");
@@ -215,7 +215,7 @@ pub fn freed() {
     const BYTES: usize = 1 << 20;
     let place = Place::new();
     let server = publishing(&place);
-    let mut publisher = Publisher::<hello::Owned>::new(&server.arena(), 64).expect("room");
+    let mut publisher = Publisher::<hello::Owned>::new(server.arena(), 64).expect("room");
     // Nobody to publish to: nothing is kept.
     let big = |publisher: &Publisher<hello::Owned>| text(publisher, &"x".repeat(BYTES));
     for _ in 0..100 {
@@ -246,7 +246,7 @@ pub fn freed() {
 pub fn refused() {
     let place = Place::new();
     let server = publishing(&place);
-    let mut publisher = Publisher::<hello::Owned>::new(&server.arena(), 8).expect("room");
+    let mut publisher = Publisher::<hello::Owned>::new(server.arena(), 8).expect("room");
     let app = place.server();
     let connecting = std::thread::spawn(move || {
         let session = client().connect(&app).expect("connect");
