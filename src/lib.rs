@@ -15,6 +15,19 @@
 //! | 5 | `session`, `multicast` | apps, log-in, sessions; one publisher and many subscribers |
 //! | 6 | `event` | waiting for everything at once: the event loop, tokio |
 
+// Nothing a peer sends may stop this process. Rooms and files that handle a peer's words deny unchecked arithmetic as well.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::todo,
+        clippy::unimplemented,
+        clippy::unwrap_used
+    )
+)]
 // The models build two rooms alone.
 #![cfg_attr(strait_loom, allow(dead_code, missing_docs, unused_imports))]
 #![cfg_attr(not(strait_loom), deny(unreachable_pub))]
@@ -51,7 +64,10 @@ pub use self::{
         Channel, DrainError, ExpectError, Expected, ForwardError, Forwarded, Receiver, RecvError, Replies,
         RequestError, SendAllError, SendError, Sender, TryIter,
     },
-    message::{Builder, CopyError, DataTooLong, FreezeError, Message, Received, Schema, Trust, data_len},
+    message::{
+        Builder, CopyError, DataTooLong, FreezeError, Message, Received, Schema, SealError, SealedBuilder, Trust,
+        data_len,
+    },
     multicast::{
         AddError, Dismissed, Policy, PublishError, Publisher, SubscribeError, Subscriber, SubscriberState,
         SubscriptionError,

@@ -235,7 +235,7 @@ fn too_large() {
 
 fn slot_kinds() {
     let mut scene = Scene::new("snapshot");
-    for kind in (0..=255).filter(|kind| !(1..=3).contains(kind)) {
+    for kind in (0..=255).filter(|kind| !(1..=4).contains(kind)) {
         scene.breach("kind", PeerMisbehaved::UnknownSlotKind(kind), |raw| {
             let mut payload = raw.lane.compose("echo no");
             payload[0] = payload[0] & !0xFF | u64::from(kind);

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Case::new("silent_guests_keep_nobody_else_out", silent_guests),
         Case::new("a_worker_of_another_user", foreign_worker),
         Case::new("what_a_guest_gets_cannot_be_written", guests_memory),
+        Case::new("what_a_guest_may_have_unless_told_otherwise", guests_share),
         Case::new("a_message_for_users_and_guests", for_guests),
         Case::new("what_a_user_passes_is_read_only", own_memory),
         Case::new("what_a_client_passes_is_sealed_against_others", clients_memory),
@@ -44,8 +45,14 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).is_some_and(|arg| arg == AS_WORKER) {
         return worker();
     }
-    let roles: &[common::Role] =
-        &[("doorman", doorman), ("caller", caller), ("examiner", examiner), ("silent", silent), ("reader", reader)];
+    let roles: &[common::Role] = &[
+        ("doorman", doorman),
+        ("caller", caller),
+        ("examiner", examiner),
+        ("silent", silent),
+        ("reader", reader),
+        ("crowd", crowd),
+    ];
     common::main(&cases, roles)
 }
 
@@ -99,6 +106,23 @@ fn silent(args: &[String]) {
     let count: usize = args[1].parse().expect("a number");
     let _sockets: Vec<Socket> = (0..count).map(|_| Socket::knock(Path::new(&args[0]))).collect();
     say("connected");
+    hear();
+}
+
+/// Logs in as `guest` until it is refused, with memory of so many bytes; says how often it was let in, and why no more.
+fn crowd(args: &[String]) {
+    let bytes: usize = args[1].parse().expect("a number");
+    let mut inside = Vec::new();
+    let refused = loop {
+        let (socket, own) = (Socket::knock(Path::new(&args[0])), Memory::own(bytes));
+        assert!(socket.send(&Frame::hello(bytes, "guest", &[]).0, &[own.read_only().as_fd()]));
+        let (answer, _) = socket.recv().expect("an answer");
+        if answer.u32_at(8) != 2 {
+            break answer.u32_at(32);
+        }
+        inside.push((socket, own));
+    };
+    say(format!("{} {refused}", inside.len()));
     hear();
 }
 
@@ -169,6 +193,24 @@ fn must_be_refused(place: &Place, peer: &mut Peer, name: &str, error: &LoginErro
     peer.must_say(&format!("accept: {:?}", strait::AcceptError::Refused(error.clone())));
     assert_eq!(common::census::maps(&peer.pid().to_string()), before);
     caller.finish();
+}
+
+/// So many sessions, and no memory of a size that would take all address space: others are to have some, too.
+fn guests_share() {
+    with_doorman(NOBODY, |place, peer| {
+        for (bytes, said) in [(BYTES, "64 11"), ((1 << 30) + (1 << 16), "0 8")] {
+            let (mut crowd, _program) = as_nobody("crowd", &[place.text(), &bytes.to_string()], NOBODY);
+            crowd.must_say(said);
+            let session = client().connect(&place.server()).expect("this user has its own");
+            assert_eq!(ask(&mut open(&session), "echo hello"), "hello");
+            drop(session);
+            crowd.tell("leave");
+            crowd.finish();
+            // Who came and went, and who was refused, is not asked for here.
+            let count: usize = said.split(' ').next().and_then(|count| count.parse().ok()).expect("a number");
+            (0..count + 2).for_each(|_| drop(peer.line()));
+        }
+    });
 }
 
 fn wrong_user() {

@@ -34,6 +34,7 @@ pub(super) enum Verdict {
 /// older ones count as unexpected.
 pub(super) const GIVEN_UP_MAX: usize = 1024;
 
+#[expect(clippy::arithmetic_side_effects, reason = "counts of messages; a peer's numbers are only compared with them")]
 impl Conversation {
     /// The number the next message sent will have.
     #[inline]

@@ -2,6 +2,7 @@
 
 use crate::message::CopyError;
 use crate::shm::loans::QuotaExceeded;
+use crate::sys::passed::DescriptorsLost;
 use crate::transport::ended::{Ended, EndedError};
 use crate::transport::port::Port;
 use crate::transport::{LaneError, NoMessage};
@@ -65,6 +66,8 @@ pub enum ForwardError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Forwarded {
+    /// By reference, under this number: a sealed message, of which all have the one memory.
+    ByReference(u64),
     /// As a copy in this side's own arena, under this number. The original may be dropped.
     Copied(u64),
 }
@@ -87,12 +90,16 @@ pub enum RecvError {
     /// peer any more, and it stayed so for as long as this call waited: receive, or drop, those first.
     #[error("too many messages are kept for others")]
     Backlog,
-    /// There is no private memory for a copy; the message is given up, the channel goes on.
-    #[error("no memory to copy a message of {bytes} bytes")]
+    /// There is no private memory for a copy, or no room to map a sealed message; the message is given up, the channel
+    /// goes on.
+    #[error("no memory for a message of {bytes} bytes")]
     NoMemory {
         /// How many bytes it has.
         bytes: usize,
     },
+    /// A sealed message did not arrive, since descriptors did not; it is given up, the channel goes on.
+    #[error(transparent)]
+    DescriptorsLost(DescriptorsLost),
 }
 
 impl From<NoMessage> for RecvError {
@@ -109,6 +116,7 @@ impl From<NoMessage> for RecvError {
 pub(super) enum Unopened {
     Ended(EndedError),
     NoMemory(usize),
+    Lost(DescriptorsLost),
 }
 
 impl From<EndedError> for Unopened {
@@ -122,6 +130,7 @@ impl From<Unopened> for RecvError {
         match why {
             Unopened::Ended(ended) => Self::Ended(ended),
             Unopened::NoMemory(bytes) => Self::NoMemory { bytes },
+            Unopened::Lost(lost) => Self::DescriptorsLost(lost),
         }
     }
 }
@@ -142,12 +151,15 @@ pub enum RequestError {
     /// So many other messages came meanwhile that no more can be kept: receive them first.
     #[error("too many other messages while waiting for the answer")]
     Backlog,
-    /// The answer came, but there is no private memory for a copy of it.
-    #[error("no memory to copy an answer of {bytes} bytes")]
+    /// The answer came, but there is no private memory for a copy of it, or no room to map it.
+    #[error("no memory for an answer of {bytes} bytes")]
     NoMemory {
         /// How many bytes it has.
         bytes: usize,
     },
+    /// The answer was sealed, and did not arrive, since descriptors did not.
+    #[error(transparent)]
+    DescriptorsLost(DescriptorsLost),
 }
 
 impl From<SendError> for RequestError {
@@ -165,6 +177,7 @@ impl From<Unopened> for RequestError {
         match why {
             Unopened::Ended(ended) => Self::Ended(ended),
             Unopened::NoMemory(bytes) => Self::NoMemory { bytes },
+            Unopened::Lost(lost) => Self::DescriptorsLost(lost),
         }
     }
 }

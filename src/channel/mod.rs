@@ -3,15 +3,18 @@
 //! [`shared`] (split: many threads).
 
 mod batch;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod conversation;
 mod error;
 #[cfg(feature = "tokio")]
 mod polled;
 mod receiver;
 mod replies;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod routes;
 mod sender;
 mod shared;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod side;
 #[cfg(test)]
 mod tests;
@@ -149,12 +152,16 @@ impl<T: Schema> Channel<T> {
     /// Sends a message on that was received over any channel of any session, with what is attached to it; says how. Waits
     /// for room as long as it takes.
     ///
-    /// It is copied: its bytes are the first sender's, who lends them to this process alone and would have them back
+    /// A sealed message goes by reference: its sender has given it out of hand ([`SealedBuilder`](crate::SealedBuilder)).
+    /// Any other is copied: its bytes are the first sender's, who lends them to this process alone and would have them back
     /// while somebody else still reads. To send one's own message to many, keep the [`Message`].
     ///
     /// # Errors
     /// [`ForwardError`]; nothing was sent then.
     pub fn forward(&mut self, received: &Received<T>) -> Result<Forwarded, ForwardError> {
+        if let Some(message) = received.by_reference()? {
+            return Ok(Forwarded::ByReference(self.send(&message)?));
+        }
         let copy = received.copy_to(self.arena())?;
         Ok(Forwarded::Copied(self.send(&copy)?))
     }

@@ -2,6 +2,7 @@
 //! or nowhere. Pure: messages are opaque, nobody waits here, and whatever is kept is kept in order and counted.
 
 use super::conversation::{Answers, Conversation, Verdict};
+use crate::ring::SLOTS_RANGE;
 use crate::sys::misbehaved::PeerMisbehaved;
 use std::collections::{HashMap, VecDeque};
 
@@ -82,6 +83,10 @@ struct Expectation<M> {
 /// Messages kept in all, for whomever. Beyond that none is taken out of the ring.
 pub(super) const KEPT_MAX: usize = 4096;
 
+/// As many once the peer is gone: what is left of it fits its ring.
+pub(super) const KEPT_AT_LAST: usize = KEPT_MAX + *SLOTS_RANGE.end() as usize;
+
+#[expect(clippy::arithmetic_side_effects, reason = "counts of the messages that are in the queues here")]
 impl<M> Routes<M> {
     /// Takes over a conversation with what was kept in it for the receiver, in order.
     pub(super) fn new(conversation: Conversation, kept: impl Iterator<Item = (u64, M)>) -> Self {

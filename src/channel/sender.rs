@@ -116,6 +116,9 @@ impl<T: Schema> Sender<T> {
     /// # Errors
     /// [`ForwardError`]; nothing was sent then.
     pub fn forward(&self, received: &Received<T>) -> Result<Forwarded, ForwardError> {
+        if let Some(message) = received.by_reference()? {
+            return Ok(Forwarded::ByReference(self.send(&message)?));
+        }
         let copy = received.copy_to(self.arena())?;
         Ok(Forwarded::Copied(self.send(&copy)?))
     }

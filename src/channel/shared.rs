@@ -7,12 +7,11 @@ use super::Channel;
 use super::conversation::Answers;
 use super::error::{DrainError, ExpectError, RecvError, SendError, finished};
 use super::receiver::Receiver;
-use super::routes::{KEPT_MAX, Matches, Place, Routed, Routes, Taken, Wanted};
+use super::routes::{KEPT_AT_LAST, Matches, Place, Routed, Routes, Taken, Wanted};
 use super::sender::Sender;
 use super::side::{Kept, Purpose, Side};
 use super::waiter::{Waiter, sleep};
 use crate::message::{Message, Received, Schema, Union};
-use crate::ring::SLOTS_RANGE;
 use crate::transport::descriptor::{Arrived, Parcel};
 use crate::transport::ended::EndedError;
 use crate::transport::{Lane, LaneError, NoMessage};
@@ -338,7 +337,7 @@ impl<T: Schema> Shared<T> {
             return false;
         }
         // What is left of a peer that is gone fits its ring; who has more goes on filling it.
-        let may_take = state.routes.kept() < KEPT_MAX + *SLOTS_RANGE.end() as usize;
+        let may_take = state.routes.kept() < KEPT_AT_LAST;
         if !may_take {
             ended(state, End::Ended(port.error()));
         }

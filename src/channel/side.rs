@@ -2,7 +2,9 @@
 
 use super::conversation::Answers;
 use super::error::{SendError, Unopened};
-use crate::message::{Builder, Marks, Message, OpenProblem, Opening, Received, Schema, Shelf, Trust, Union};
+use crate::message::{
+    Body, Builder, Marks, Message, OpenProblem, Opening, Received, Schema, Sealed, Shelf, Trust, Union,
+};
 use crate::shm::arena::Arena;
 use crate::shm::handle::{Handle, WORD};
 use crate::shm::inside::Inside;
@@ -33,7 +35,7 @@ pub(super) struct Side<T: Schema> {
 /// A message that came and waits to be opened. Goes home unread if it is dropped.
 pub(super) struct Kept {
     pub(super) envelope: Envelope,
-    /// One of these two has it.
+    /// One of these two has it, or it is sealed and comes as a descriptor.
     borrowed: Option<Borrowed>,
     inside: Option<Inside>,
     awaiting: Option<Box<Awaiting>>,
@@ -113,7 +115,10 @@ impl<T: Schema> Side<T> {
     #[inline(always)]
     pub(super) fn parcel<'a>(&self, message: &'a Message<T>, purpose: Purpose) -> Result<Parcel<'a>, SendError> {
         let core = self.port.core();
-        let frozen = message.frozen();
+        let frozen = match message.body() {
+            Body::Lent(frozen) => frozen,
+            Body::Sealed(sealed) => return self.sealed_parcel(message, sealed, purpose),
+        };
         if !frozen.arena().same(core.arena()) {
             return Err(SendError::ForeignArena);
         }
@@ -143,7 +148,8 @@ impl<T: Schema> Side<T> {
         }
         let mut lender = None;
         for message in messages.iter().take_while(|message| message.fds().is_none()).take(BATCH_MAX - into.len()) {
-            let frozen = message.frozen();
+            // A sealed message has a descriptor, and so is sent by itself.
+            let Some(frozen) = message.frozen() else { break };
             let lent = if !frozen.arena().same(core.arena()) {
                 Err(SendError::ForeignArena)
             } else if let Some(words) = frozen.inside(self.inside) {
@@ -166,6 +172,24 @@ impl<T: Schema> Side<T> {
             }
         }
         Ok(())
+    }
+
+    /// Addresses a sealed message, which any session may have.
+    #[cold]
+    fn sealed_parcel<'a>(
+        &self,
+        message: &'a Message<T>,
+        sealed: &Sealed,
+        purpose: Purpose,
+    ) -> Result<Parcel<'a>, SendError> {
+        if !self.port.is_open() {
+            return Err(SendError::Ended(self.port.error()));
+        }
+        let fds = message.fds();
+        // At most 64.
+        let envelope = Envelope::sealed(sealed.at()).passing(fds.map_or(0, |fds| fds.len() as u8));
+        let envelope = envelope.marked(purpose.flags, message.kind(), purpose.in_reply_to);
+        Ok(Parcel { envelope, rest: &[], fds })
     }
 
     #[cold]
@@ -222,7 +246,7 @@ impl<T: Schema> Side<T> {
             return Ok(Received::inside(inside, self.marks(envelope), self.trust));
         }
         let Some(handle) = envelope.lent_as() else {
-            return Err(self.cut_off(PeerMisbehaved::NoHandle).into());
+            return self.open_sealed(envelope);
         };
         match self.borrow(handle) {
             Ok(borrowed) if envelope.is_plain() && self.trust.copy_limit().is_none() => {
@@ -263,6 +287,17 @@ impl<T: Schema> Side<T> {
         }
     }
 
+    #[cold]
+    fn open_sealed(&self, envelope: &Envelope) -> Result<Received<T>, Unopened> {
+        let Some(at) = envelope.sealed_at() else {
+            return Err(self.cut_off(PeerMisbehaved::NoHandle).into());
+        };
+        let passed = Awaiting::new(self.port.clone(), *envelope).take();
+        let limit = self.port.core().memory_max();
+        let opened = Received::open_sealed(at, limit, passed, self.marks(envelope), self.trust);
+        opened.map_err(|problem| self.unopened(problem))
+    }
+
     #[inline(never)]
     fn open_borrowed(
         &self,
@@ -277,10 +312,16 @@ impl<T: Schema> Side<T> {
         } else {
             Received::open(opening, self.trust, &self.shelf)
         };
-        opened.map_err(|problem| match problem {
+        opened.map_err(|problem| self.unopened(problem))
+    }
+
+    #[cold]
+    fn unopened(&self, problem: OpenProblem) -> Unopened {
+        match problem {
             OpenProblem::Peer(broken) => self.cut_off(broken).into(),
             OpenProblem::NoMemory(bytes) => Unopened::NoMemory(bytes),
-        })
+            OpenProblem::Lost(lost) => Unopened::Lost(lost),
+        }
     }
 
     #[inline(always)]
@@ -311,7 +352,7 @@ impl Kept {
         match (&self.borrowed, &self.inside) {
             (Some(borrowed), _) => union.tag(borrowed, self.envelope.segments(), self.envelope.blobs()).ok().flatten(),
             (None, Some(inside)) => union.tag_inside(inside.words()),
-            (None, None) => None,
+            (None, None) => self.envelope.sealed_at()?.tag,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A message being written, in the memory it will be read from.
 
-use super::frozen::Message;
+use super::frozen::{Body, Message};
 use super::schema::Schema;
 use super::segments::{ArenaSegments, FIRST_WORDS};
 use crate::shm::arena::{AllocError, Arena};
@@ -195,7 +195,7 @@ impl<T: Schema> Builder<T> {
         }
         let segments = self.capnp.into_allocator().finish()?;
         match self.attached {
-            None => Ok(Message::new(Frozen::new(segments)?, self.kind, None)),
+            None => Ok(Message::new(Body::Lent(Frozen::new(segments)?), self.kind, None)),
             Some(attached) => freeze_with(segments, self.kind, *attached),
         }
     }
@@ -208,5 +208,5 @@ fn freeze_with<T: Schema>(segments: Segments, kind: u16, attached: Attached) -> 
         return Err(FreezeError::TooManyDescriptors(fds.len()));
     }
     let frozen = if blobs.is_empty() { Frozen::new(segments)? } else { Frozen::with_blobs(segments, blobs)? };
-    Ok(Message::new(frozen, kind, (!fds.is_empty()).then(|| Arc::new(fds))))
+    Ok(Message::new(Body::Lent(frozen), kind, (!fds.is_empty()).then(|| Arc::new(fds))))
 }

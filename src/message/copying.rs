@@ -2,14 +2,15 @@
 //! to a message, not where it goes.
 
 use super::builder::{Builder, FreezeError};
-use super::frozen::Message;
+use super::frozen::{Body, Message};
 use super::received::Received;
 use super::schema::Schema;
 use crate::shm::arena::{AllocError, Arena};
-use crate::sys::fork;
+use crate::sys::fork::{self, NoForkFd};
 use crate::sys::passed::DescriptorsLost;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Why a received message was not copied. Nothing is left of the attempt.
@@ -38,7 +39,8 @@ impl From<AllocError> for CopyError {
 
 impl<T: Schema> Message<T> {
     /// The same message in another arena, byte by byte, with its blobs: for sessions whose peer does not see the arena it
-    /// was built in ([`SendError::ForeignArena`](crate::SendError::ForeignArena)). Descriptors are shared. Never blocks.
+    /// was built in ([`SendError::ForeignArena`](crate::SendError::ForeignArena)). Descriptors are shared. Never blocks. A
+    /// sealed message is seen by everyone: what this gives is the same one.
     ///
     /// ```no_run
     /// # capnp::generated_code!(mod hello_capnp);
@@ -58,8 +60,8 @@ impl<T: Schema> Message<T> {
     /// # Errors
     /// [`FreezeError`], if that arena has no room.
     pub fn copy_to(&self, arena: &Arena) -> Result<Self, FreezeError> {
-        let frozen = self.frozen().copy_to(arena)?;
-        Ok(Self::new(frozen, self.kind(), self.fds().cloned()))
+        let Body::Lent(frozen) = self.body() else { return Ok(self.clone()) };
+        Ok(Self::new(Body::Lent(frozen.copy_to(arena)?), self.kind(), self.fds().cloned()))
     }
 }
 
@@ -92,11 +94,30 @@ impl<T: Schema> Received<T> {
             builder.attach_blob(copy.freeze());
         }
         for fd in self.fds()? {
-            // No fork comes between its making and its being known.
-            let mut making = fork::making();
-            let copy = fd.as_fd().try_clone_to_owned().map_err(CopyError::Io)?;
-            builder.attach_kept_fd(making.keep(copy));
+            builder.attach_kept_fd(duplicate(fd)?);
         }
         Ok(builder.freeze()?)
     }
+
+    /// A sealed message once more, by reference: no byte of it is copied, and whoever it is sent to has the very memory
+    /// that its first sender made, with its descriptors if those were not taken. `None` of any other message.
+    ///
+    /// # Errors
+    /// [`CopyError`]: of the descriptors beside it.
+    pub fn by_reference(&self) -> Result<Option<Message<T>>, CopyError> {
+        let Some((sealed, memory)) = self.sealed() else { return Ok(None) };
+        let beside = self.fds()?;
+        let fds = if beside.is_empty() {
+            memory.clone()
+        } else {
+            Arc::new(memory.iter().chain(beside).map(duplicate).collect::<Result<_, _>>()?)
+        };
+        Ok(Some(Message::new(Body::Sealed(sealed.clone()), self.kind(), Some(fds))))
+    }
+}
+
+fn duplicate(fd: &NoForkFd) -> Result<NoForkFd, CopyError> {
+    // No fork comes between its making and its being known.
+    let mut making = fork::making();
+    Ok(making.keep(fd.as_fd().try_clone_to_owned().map_err(CopyError::Io)?))
 }

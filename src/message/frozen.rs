@@ -1,6 +1,7 @@
 //! A finished message, seen from its owner's side.
 
 use super::schema::Schema;
+use super::sealed::Sealed;
 use crate::shm::blob::Blob;
 use crate::shm::block::Frozen;
 use crate::sys::passed::Fds;
@@ -26,16 +27,41 @@ use std::sync::Arc;
 /// ```
 #[derive(Debug)]
 pub struct Message<T: Schema> {
-    frozen: Arc<Frozen>,
+    body: Body,
     kind: u16,
-    /// At most 64, and not none.
+    /// At most 64, and not none. The first is the memory of a sealed message.
     fds: Option<Fds>,
     root: PhantomData<fn() -> T>,
 }
 
+/// Where a message's bytes are, and what keeps them.
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    /// In an arena, to be lent.
+    Lent(Arc<Frozen>),
+    /// In memory of its own, to be passed.
+    Sealed(Arc<Sealed>),
+}
+
+impl Body {
+    fn segment(&self, index: usize) -> Option<&[u8]> {
+        match self {
+            Self::Lent(frozen) => frozen.segment(index),
+            Self::Sealed(sealed) => sealed.segment(index),
+        }
+    }
+
+    fn segment_count(&self) -> usize {
+        match self {
+            Self::Lent(frozen) => frozen.segment_count(),
+            Self::Sealed(sealed) => sealed.segment_count(),
+        }
+    }
+}
+
 impl<T: Schema> Message<T> {
-    pub(super) fn new(frozen: Arc<Frozen>, kind: u16, fds: Option<Fds>) -> Self {
-        Self { frozen, kind, fds, root: PhantomData }
+    pub(super) fn new(body: Body, kind: u16, fds: Option<Fds>) -> Self {
+        Self { body, kind, fds, root: PhantomData }
     }
 
     #[inline]
@@ -43,8 +69,23 @@ impl<T: Schema> Message<T> {
         self.fds.as_ref()
     }
 
-    pub(crate) fn frozen(&self) -> &Arc<Frozen> {
-        &self.frozen
+    #[inline]
+    pub(crate) fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// What is lent; `None` of a sealed message.
+    pub(crate) fn frozen(&self) -> Option<&Arc<Frozen>> {
+        match &self.body {
+            Body::Lent(frozen) => Some(frozen),
+            Body::Sealed(_) => None,
+        }
+    }
+
+    /// Whether it lies in memory of its own ([`SealedBuilder`](crate::SealedBuilder)).
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        matches!(self.body, Body::Sealed(_))
     }
 
     /// What its builder called this kind of message ([`Builder::set_kind`](super::Builder::set_kind)), or 0.
@@ -58,28 +99,31 @@ impl<T: Schema> Message<T> {
     pub fn reader(&self) -> TypedReader<impl ReaderSegments, T> {
         // Its own writing is believed: no limits.
         let options = ReaderOptions { traversal_limit_in_words: None, nesting_limit: i32::MAX };
-        TypedReader::new(Reader::new(OwnSegments(self.frozen.clone()), options))
+        TypedReader::new(Reader::new(OwnSegments(self.body.clone()), options))
     }
 
-    /// The blobs that go with it, in the order they were attached.
+    /// The blobs that were attached to it, in that order. Those of a sealed message are part of it: none here.
     #[must_use]
     pub fn blobs(&self) -> &[Blob] {
-        self.frozen.blobs()
+        match &self.body {
+            Body::Lent(frozen) => frozen.blobs(),
+            Body::Sealed(_) => &[],
+        }
     }
 
     /// The segments as Cap'n Proto would write them to a stream, in order.
     pub fn segments(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        (0..self.frozen.segment_count()).map(|index| self.frozen.segment(index).unwrap_or_default())
+        (0..self.body.segment_count()).map(|index| self.body.segment(index).unwrap_or_default())
     }
 }
 
 impl<T: Schema> Clone for Message<T> {
     fn clone(&self) -> Self {
-        Self::new(self.frozen.clone(), self.kind, self.fds.clone())
+        Self::new(self.body.clone(), self.kind, self.fds.clone())
     }
 }
 
-struct OwnSegments(Arc<Frozen>);
+struct OwnSegments(Body);
 
 impl ReaderSegments for OwnSegments {
     fn get_segment(&self, index: u32) -> Option<&[u8]> {

@@ -1,19 +1,21 @@
 //! A message as its receiver has it: in the sender's memory, or in a private copy of it.
 
+use super::places::{listed, places};
 use super::schema::Schema;
+use super::sealed::Sealed;
 use super::trust::Trust;
 use crate::shm::blob::ReceivedBlob;
-use crate::shm::block::MAX_SEGMENTS;
 use crate::shm::inside::Inside;
+use crate::shm::sealed::{SealedAt, SealedProblem};
 use crate::shm::view::{Borrowed, Place};
 use crate::sys::fork::{self, NoForkFd};
 use crate::sys::misbehaved::PeerMisbehaved;
-use crate::sys::passed::{DescriptorsLost, Passed};
+use crate::sys::passed::{DescriptorsLost, Fds, Passed};
 use capnp::message::{Reader, ReaderOptions, ReaderSegments};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::marker::PhantomData;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 /// A message from a peer.
@@ -73,8 +75,19 @@ pub(crate) struct Marks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OpenProblem {
     Peer(PeerMisbehaved),
-    /// No private memory for a copy of so many bytes.
+    /// No private memory for a copy of so many bytes, or no room to map them.
     NoMemory(usize),
+    /// The memory it lies in did not arrive.
+    Lost(DescriptorsLost),
+}
+
+impl From<SealedProblem> for OpenProblem {
+    fn from(problem: SealedProblem) -> Self {
+        match problem {
+            SealedProblem::Bad(broken) => Self::Peer(broken),
+            SealedProblem::NoMemory(bytes) => Self::NoMemory(bytes),
+        }
+    }
 }
 
 impl From<PeerMisbehaved> for OpenProblem {
@@ -153,14 +166,54 @@ impl<T: Schema> Received<T> {
         shelf: &Arc<Shelf>,
     ) -> Result<Self, OpenProblem> {
         if blobs == 0 {
-            let attached = Some(Box::new(Attached { blobs: Vec::new(), passed }));
+            let attached = Some(Box::new(Attached { passed, ..Attached::default() }));
             return Ok(Self { attached, ..Self::open(opening, trust, shelf)? });
         }
         let Opening { borrowed, segments, marks } = opening;
         let (segments, options, blobs) = Segments::with_blobs(borrowed, segments, blobs, trust, shelf)?;
-        let attached = Some(Box::new(Attached { blobs, passed }));
+        let attached = Some(Box::new(Attached { blobs, passed, memory: None }));
         let reader = Reader::new(segments, options);
         Ok(Self { reader, attached, fork: fork::generation(), marks, root: PhantomData })
+    }
+
+    /// A message in memory of its own, the first of its descriptors. Nobody can change it any more, so it is read where
+    /// it lies, whoever sent it. `limit`: the most bytes that are mapped.
+    #[cold]
+    pub(crate) fn open_sealed(
+        at: SealedAt,
+        limit: u64,
+        passed: Passed,
+        marks: Marks,
+        trust: Trust,
+    ) -> Result<Self, OpenProblem> {
+        let mut memory = match passed {
+            Passed::Here(fds) => fds,
+            Passed::Lost(sent) => return Err(OpenProblem::Lost(DescriptorsLost { sent })),
+        };
+        let rest = memory.split_off(memory.len().min(1));
+        let [fd] = &memory[..] else { return Err(PeerMisbehaved::NoHandle.into()) };
+        let sealed = Arc::new(Sealed::open(fd.as_fd(), at, limit)?);
+        let passed = (!rest.is_empty()).then_some(Passed::Here(rest));
+        let attached = Attached { blobs: sealed.blobs().to_vec(), passed, memory: Some(Arc::new(memory)) };
+        let words = usize::try_from(at.words).unwrap_or(usize::MAX);
+        let options = if trust.copy_limit().is_some() { doubted(words) } else { BELIEVED };
+        let reader = Reader::new(Segments::Sealed(sealed), options);
+        Ok(Self { reader, attached: Some(Box::new(attached)), fork: fork::generation(), marks, root: PhantomData })
+    }
+
+    /// Whether it lies in memory of its own that nobody can write any more ([`SealedBuilder`](crate::SealedBuilder)).
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealed().is_some()
+    }
+
+    /// The memory of a sealed message.
+    pub(super) fn sealed(&self) -> Option<(&Arc<Sealed>, &Fds)> {
+        let memory = self.attached.as_ref().and_then(|attached| attached.memory.as_ref())?;
+        match self.reader.get_segments() {
+            Segments::Sealed(sealed) => Some((sealed, memory)),
+            _ => None,
+        }
     }
 
     /// The root struct.
@@ -246,7 +299,7 @@ impl<T: Schema> Received<T> {
     /// How many bytes it has in all, blobs not counted.
     #[must_use]
     pub fn size(&self) -> usize {
-        if self.fork == fork::generation() { self.reader.size_in_words() * 8 } else { 0 }
+        if self.fork == fork::generation() { self.reader.size_in_words().saturating_mul(8) } else { 0 }
     }
 }
 
@@ -260,9 +313,12 @@ impl<T: Schema> std::fmt::Debug for Received<T> {
 }
 
 /// What travels with a message beside its structure.
+#[derive(Default)]
 struct Attached {
     blobs: Vec<ReceivedBlob>,
     passed: Option<Passed>,
+    /// Of a sealed message, the one descriptor of its memory.
+    memory: Option<Fds>,
 }
 
 /// A lender that is believed may nest and repeat as it likes, short of the reader's stack.
@@ -270,43 +326,6 @@ const BELIEVED: ReaderOptions = ReaderOptions { traversal_limit_in_words: None, 
 
 /// Words that even the smallest message may be walked: Cap'n Proto's own default.
 const WALK_MIN: usize = 8 << 20;
-
-/// One segment is named by the handle itself; of several the handle names a table, which is read once.
-fn places(borrowed: &Borrowed, segments: u16) -> Result<SmallVec<[Place; 1]>, PeerMisbehaved> {
-    match usize::from(segments) {
-        1 => Ok(smallvec::smallvec![borrowed.whole()]),
-        count @ 2..=MAX_SEGMENTS => {
-            let table = table(borrowed, count).ok_or(PeerMisbehaved::SegmentCount(u32::from(segments)))?;
-            table.as_chunks::<2>().0.iter().map(|&[offset, len]| borrowed.part(offset, len)).collect()
-        }
-        _ => Err(PeerMisbehaved::SegmentCount(u32::from(segments))),
-    }
-}
-
-/// As [`places`], for a message with blobs, of which there is a table whatever the number of segments.
-pub(super) fn places_beside(
-    borrowed: &Borrowed,
-    segments: u16,
-    blobs: u8,
-) -> Result<SmallVec<[Place; 1]>, PeerMisbehaved> {
-    if blobs == 0 {
-        return places(borrowed, segments);
-    }
-    let count = usize::from(segments);
-    let table = table(borrowed, count + usize::from(blobs)).ok_or(PeerMisbehaved::SegmentCount(u32::from(segments)))?;
-    table.as_chunks::<2>().0.iter().take(count).map(|&[offset, len]| borrowed.part(offset, len)).collect()
-}
-
-/// What the handle of a table names, read once; `None` if that is not as long as so many entries.
-fn table(borrowed: &Borrowed, entries: usize) -> Option<Vec<u64>> {
-    // Before anything is copied: the table may claim to be as long as the arena.
-    if borrowed.whole().words() != 2 * entries {
-        return None;
-    }
-    let mut table = Vec::with_capacity(2 * entries);
-    borrowed.copy_out(borrowed.whole(), &mut table);
-    Some(table)
-}
 
 /// Small, because it is moved: what is rare lies elsewhere.
 enum Segments {
@@ -318,6 +337,8 @@ enum Segments {
     Copied(Box<Copied>),
     /// The only one, which came inside its slots.
     Inside(Inside),
+    /// In memory that nobody writes any more.
+    Sealed(Arc<Sealed>),
 }
 
 /// How a copy of so many words may be walked. Several pointers to one object make a small message a large one to walk.
@@ -362,17 +383,8 @@ impl Segments {
         trust: Trust,
         shelf: &Arc<Shelf>,
     ) -> Result<(Self, ReaderOptions, Vec<ReceivedBlob>), OpenProblem> {
-        let count = usize::from(segments);
-        let possible = (1..=MAX_SEGMENTS).contains(&count);
-        let table = if possible { table(&borrowed, count + usize::from(blobs)) } else { None };
-        let table = table.ok_or(PeerMisbehaved::SegmentCount(u32::from(segments)))?;
-        let mut entries = table.as_chunks::<2>().0.iter();
-        let places = entries.by_ref().take(count).map(|&[offset, len]| borrowed.part(offset, len));
-        let places = places.collect::<Result<Box<[Place]>, _>>()?;
-        let limit = trust.copy_limit();
-        let loan = Arc::new(borrowed);
-        let blobs = entries.map(|&entry| ReceivedBlob::new(&loan, entry, limit.is_none()));
-        let blobs = blobs.collect::<Result<_, _>>()?;
+        let (loan, limit) = (Arc::new(borrowed), trust.copy_limit());
+        let (places, blobs) = listed(&loan, segments, blobs, limit.is_none())?;
         let (segments, options) = match limit {
             None => (Self::Shared(loan, places), BELIEVED),
             Some(limit) => Self::copied_from(&loan, &places, limit, shelf)?,
@@ -398,6 +410,7 @@ impl ReaderSegments for Segments {
             Self::Several(several) => several.1.len(),
             Self::Shared(_, places) => places.len(),
             Self::Copied(copy) => copy.ends.len(),
+            Self::Sealed(sealed) => sealed.segment_count(),
         }
     }
 }
@@ -409,6 +422,7 @@ impl Segments {
             Self::Several(several) => (&several.0, *several.1.get(index as usize)?),
             Self::Shared(loan, places) => (&**loan, *places.get(index as usize)?),
             Self::Copied(copy) => return copy.segment(index as usize),
+            Self::Sealed(sealed) => return sealed.segment(index as usize),
         };
         // SAFETY: made only where the trust in this lender was vouched for: `Trust::in_place`.
         Some(unsafe { borrowed.bytes(place) })
@@ -443,7 +457,7 @@ impl Copied {
 
     fn segment(&self, index: usize) -> Option<&[u8]> {
         let end = *self.ends.get(index)?;
-        let start = if index == 0 { 0 } else { *self.ends.get(index - 1)? };
+        let start = index.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
         self.words.get(start..end).map(as_bytes)
     }
 }

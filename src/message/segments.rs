@@ -13,7 +13,7 @@ use std::ptr::NonNull;
 pub(super) const FIRST_WORDS: u32 = 64;
 
 /// Segments grow up to this many words (64 MiB): beyond, larger steps save nothing.
-const GROWTH_MAX: u32 = 8 << 20;
+pub(super) const GROWTH_MAX: u32 = 8 << 20;
 
 /// See the module's own words.
 pub(super) struct ArenaSegments {
@@ -39,10 +39,7 @@ impl ArenaSegments {
     #[cold]
     fn spill(&mut self, error: AllocError, words: u32) -> (NonNull<u8>, u32) {
         self.spilled.get_or_insert(error);
-        let layout = spill_layout(words);
-        // SAFETY: at least one word is asked for, so the layout is not empty.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) });
-        (start.unwrap_or_else(|| handle_alloc_error(layout)), words)
+        (spill(words), words)
     }
 }
 
@@ -72,10 +69,26 @@ unsafe impl Allocator for ArenaSegments {
     unsafe fn deallocate_segment(&mut self, start: NonNull<u8>, words: u32, used: u32) {
         // A piece of the arena stays: this is how the finished message is taken out of the builder.
         if !self.segments.used(start, used) {
-            // SAFETY: not a piece of the arena, so `spill` made it, with this layout.
-            unsafe { dealloc(start.as_ptr(), spill_layout(words)) }
+            // SAFETY: not a piece of the arena, so `spill` made it, of so many words.
+            unsafe { unspill(start, words) }
         }
     }
+}
+
+/// A segment of private memory, of one word or more.
+#[cold]
+pub(super) fn spill(words: u32) -> NonNull<u8> {
+    let layout = spill_layout(words.max(1));
+    // SAFETY: at least one word is asked for, so the layout is not empty.
+    let start = NonNull::new(unsafe { alloc_zeroed(layout) });
+    start.unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+/// # Safety
+/// [`spill`] must have made it, of so many words; nobody may reach it afterwards.
+pub(super) unsafe fn unspill(start: NonNull<u8>, words: u32) {
+    // SAFETY: the caller's contract.
+    unsafe { dealloc(start.as_ptr(), spill_layout(words.max(1))) }
 }
 
 fn spill_layout(words: u32) -> Layout {

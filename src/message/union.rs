@@ -1,7 +1,7 @@
 //! The tag of a message: which member of its root's unnamed union is set. Read from the words where they lie, before
 //! anyone opens the message, and so without copying it; a sender that changes it later fools only the sorting.
 
-use super::received::places_beside;
+use super::places::places_beside;
 use super::schema::Schema;
 use crate::shm::view::Borrowed;
 use crate::sys::misbehaved::PeerMisbehaved;
@@ -41,6 +41,14 @@ impl Union {
         self.find(|segment, index| word(segment, index).copied().map(u64::from_le))
     }
 
+    /// The tag of a message of these segments, which nobody writes.
+    pub(super) fn tag_of<'a>(self, segment: impl Fn(usize) -> Option<&'a [u8]>) -> Option<u16> {
+        self.find(|index, at| {
+            let word = segment(index)?.as_chunks().0.get(usize::try_from(at).ok()?)?;
+            Some(u64::from_le_bytes(*word))
+        })
+    }
+
     /// The tag of a message whose words are these, by segment and place.
     fn find(self, words: impl Fn(usize, u64) -> Option<u64>) -> Option<u16> {
         let root = words(0, 0)?;
@@ -56,7 +64,7 @@ impl Union {
             DOUBLE_FAR => {
                 let (segment, pad) = landing(root);
                 let far = words(segment, pad)?;
-                let pointer = words(segment, pad + 1)?;
+                let pointer = words(segment, pad.checked_add(1)?)?;
                 if far & 7 != FAR || pointer & 3 != STRUCT {
                     return None;
                 }
@@ -65,7 +73,7 @@ impl Union {
             }
             _ => (0, struct_at(root, 0)?, root),
         };
-        let (word, shift) = (u64::from(self.offset / 4), 16 * (self.offset % 4));
+        let (word, shift) = (u64::from(self.offset / 4), (self.offset & 3) << 4);
         let data_words = pointer >> 32 & 0xFFFF;
         if word >= data_words {
             // Written by an older schema, or left out: the default.
@@ -88,7 +96,7 @@ fn landing(far: u64) -> (usize, u64) {
 /// Where the struct begins that a pointer at `at` names.
 fn struct_at(pointer: u64, at: u64) -> Option<u64> {
     let offset = i64::from(pointer as u32 as i32 >> 2);
-    if pointer & 3 == STRUCT { (at + 1).checked_add_signed(offset) } else { None }
+    if pointer & 3 == STRUCT { at.checked_add(1)?.checked_add_signed(offset) } else { None }
 }
 
 #[cfg(test)]

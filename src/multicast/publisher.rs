@@ -190,7 +190,8 @@ impl<T: Schema> Publisher<T> {
 
     #[inline]
     fn publish_by(&mut self, message: &Message<T>, room: Room) -> Result<u64, PublishError> {
-        let frozen = message.frozen();
+        // A sealed message is one with descriptors.
+        let frozen = message.frozen().ok_or(PublishError::Descriptors)?;
         if !frozen.arena().same(&self.arena) {
             return Err(PublishError::ForeignArena);
         }

@@ -17,6 +17,10 @@ pub(crate) struct Consumer {
     peeked: Option<Payload>,
 }
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "positions are this side's own and counted one by one; a peer's words are only compared with them"
+)]
 impl Consumer {
     /// `peer` must have the size of an area of some power of two of slots; `own` any area's.
     pub(crate) fn new(own: Arc<OwnWords>, peer: Arc<PeerWords>) -> Self {

@@ -13,6 +13,7 @@ pub(crate) struct Outlet {
     carried: u64,
 }
 
+#[expect(clippy::arithmetic_side_effects, reason = "positions are this side's own, as is the ring")]
 impl Outlet {
     /// The next slot that is filled and not carried yet.
     pub(crate) fn next(&self, own: &OwnWords) -> Result<Option<Payload>, PeerMisbehaved> {
@@ -49,6 +50,7 @@ impl Outlet {
     }
 }
 
+#[expect(clippy::arithmetic_side_effects, reason = "`position` is counted slot by slot, and a ring has at least two")]
 /// Fills a slot of a copied ring and wakes whoever waits for it. One that is not empty yet is found by its reader.
 pub(crate) fn fill(copy: &OwnWords, position: u64, payload: &Payload) {
     let capacity = ((copy.len() - area::SLOTS) / SLOT) as u64;

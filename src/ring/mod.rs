@@ -11,6 +11,8 @@
 //!
 //! No `unsafe`: a racing or lying peer can make words wrong, never memory.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 #[cfg(not(strait_loom))]
 pub(crate) mod broadcast;
 mod consumer;
@@ -67,7 +69,7 @@ pub(crate) mod area {
 
     /// Words in an area of `slots` slots.
     pub(crate) const fn words(slots: u32) -> usize {
-        SLOTS + slots as usize * super::SLOT
+        SLOTS.saturating_add((slots as usize).saturating_mul(super::SLOT))
     }
 }
 
@@ -101,6 +103,7 @@ fn several(rest: usize) -> u64 {
 
 /// Positions count up for ever and are cut to a slot by `mask`.
 #[inline]
+#[expect(clippy::arithmetic_side_effects, reason = "masked by a ring's capacity")]
 fn slot_at(position: u64, mask: u64) -> usize {
     area::SLOTS + (position & mask) as usize * SLOT
 }

@@ -5,8 +5,7 @@ use super::{Consumer, PAYLOAD, Producer, area};
 use crate::sys::barrier::Fence;
 use crate::sys::futex::{Bell, Gate, Spot};
 use crate::sys::words::{OwnWords, PeerWords, shared};
-use crate::wait::{self, Deadline, Notifier, Patience, Roused, Sleeper, Source, Wait};
-use loom::sync::atomic::{AtomicBool, Ordering};
+use crate::wait::{self, Deadline, Notifier, Patience, Rising, Roused, Sleeper, Source, Wait};
 use loom::thread;
 use std::sync::Arc;
 
@@ -190,35 +189,66 @@ fn no_wake_is_lost_when_both_sides_sleep() {
     bounded.check(|| conversation(3));
 }
 
+/// As the transport looks: for what there is, and whether anything can still come.
+struct UntilEnd(Arrival, Arc<Rising>);
+
+impl Source for UntilEnd {
+    fn ready(&mut self) -> bool {
+        self.1.now() != 0 || self.0.ready()
+    }
+    fn spot(&self) -> (Spot<'_>, u32) {
+        self.0.spot()
+    }
+    fn waiter(&mut self) -> (&mut Patience, &mut Sleeper) {
+        self.0.waiter()
+    }
+}
+
 #[test]
 fn death_wakes_a_sleeper() {
     loom::model(|| {
-        /// As the transport looks: for what there is, and whether anything can still come.
-        struct UntilEnd(Arrival, Arc<AtomicBool>);
-        impl Source for UntilEnd {
-            fn ready(&mut self) -> bool {
-                self.1.load(Ordering::Acquire) || self.0.ready()
-            }
-            fn spot(&self) -> (Spot<'_>, u32) {
-                self.0.spot()
-            }
-            fn waiter(&mut self) -> (&mut Patience, &mut Sleeper) {
-                self.0.waiter()
-            }
-        }
         let world = world(2);
         let arrival = receiver(&world);
         let bell = Arc::new(Bell::new(&world.gate));
-        let over = Arc::new(AtomicBool::new(false));
+        let over = Arc::new(Rising::new(0));
         let watcher = thread::spawn({
             let (bell, over) = (bell.clone(), over.clone());
             move || {
-                over.store(true, Ordering::Release);
+                over.raise(1);
                 bell.ring();
             }
         });
         assert!(wait::wait(&mut UntilEnd(arrival, over), &bell, &mut Deadline::Never));
         watcher.join().unwrap();
+    });
+}
+
+/// A peer publishes, and closes; whoever receives looks at the condition first and then into the ring, as the inbox does.
+#[test]
+fn what_was_published_before_the_end_is_found() {
+    loom::model(|| {
+        let world = world(2);
+        let (mut producer, mut notifier, _) = sender(&world);
+        let (bell, over) = (Arc::new(Bell::new(&world.gate)), Arc::new(Rising::new(0)));
+        let mut arrival = UntilEnd(receiver(&world), over.clone());
+        let closing = thread::spawn({
+            let bell = bell.clone();
+            move || {
+                producer.try_push(&payload(1)).expect("an honest peer").expect("room");
+                let _ = notifier.notify(|| producer.consumers_spot());
+                over.raise(1);
+                bell.ring();
+            }
+        });
+        loop {
+            let condition = arrival.1.now();
+            match arrival.0.take() {
+                Some(found) => break assert_eq!(found, payload(1)),
+                None => assert_eq!(condition, 0, "the end was seen, and not what came before it"),
+            }
+            assert!(wait::wait(&mut arrival, &bell, &mut Deadline::Never));
+        }
+        closing.join().unwrap();
     });
 }
 

@@ -25,6 +25,10 @@ pub(crate) struct Producer {
     consumed: u64,
 }
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "positions are this side's own and counted one by one; the peer's is kept only if it lies between them"
+)]
 impl Producer {
     /// `own` must have the size of an area of some power of two of slots; `peer` any area's.
     pub(crate) fn new(own: Arc<OwnWords>, peer: Arc<PeerWords>) -> Self {

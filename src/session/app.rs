@@ -1,6 +1,6 @@
 //! Who the apps are, and what they allow. Values only.
 
-use super::options::{Arenas, Options, options};
+use super::options::{Arenas, Options, is_foreign, options};
 use crate::message::{Schema, Trust};
 use crate::shm::account::{Account, UserQuota};
 use crate::shm::arena::Arena;
@@ -17,7 +17,8 @@ use std::time::Duration;
 /// Sessions that it and its clones open to servers of its own user share one arena: a message built in one can be sent
 /// in all of them.
 ///
-/// The same type describes it to a server's allow-list; there, only the name and the user count.
+/// The same type describes it to a server's allow-list; there, the name, the user, the program, and whether it is kept
+/// apart count.
 ///
 /// ```no_run
 /// # capnp::generated_code!(mod hello_capnp);
@@ -98,6 +99,7 @@ pub(super) struct Allowed {
     pub(super) gid: Option<u32>,
     pub(super) program: Option<PathBuf>,
     pub(super) trust: Trust,
+    pub(super) apart: bool,
 }
 
 impl ClientApp {
@@ -146,8 +148,8 @@ impl ClientApp {
     }
 
     /// The arena for a session.
-    pub(super) fn session_arena(&self, foreign: bool) -> io::Result<Arena> {
-        if foreign { self.options.make_arena(true) } else { self.arena() }
+    pub(super) fn session_arena(&self, apart: bool) -> io::Result<Arena> {
+        if apart { self.options.make_arena(true) } else { self.arena() }
     }
 
     /// For an allow-list: the user it must run as. The server's own unless told otherwise.
@@ -224,9 +226,9 @@ impl ServerApp {
         }
     }
 
-    /// The arena for a session: shared by all that this app has with clients of its own user.
-    pub(super) fn arena(&self, foreign: bool) -> io::Result<Arena> {
-        if foreign {
+    /// The arena for a session: shared by all that this app has with clients of its own user that are not kept apart.
+    pub(super) fn arena(&self, apart: bool) -> io::Result<Arena> {
+        if apart {
             return self.options.make_arena(true);
         }
         self.options.share_arena(&mut self.shared.lock().arena)
@@ -234,7 +236,7 @@ impl ServerApp {
 
     /// What all sessions of a user have together, if that has a limit.
     pub(super) fn account(&self, uid: u32) -> Option<Arc<Account>> {
-        let quota = self.user_quota?;
+        let quota = self.user_quota.or_else(|| is_foreign(uid).then_some(UserQuota::OF_OTHERS))?;
         let accounts = &mut self.shared.lock().accounts;
         if let Some(account) = accounts.get(&uid).and_then(Weak::upgrade) {
             return Some(account);
@@ -254,8 +256,9 @@ impl ServerApp {
         self
     }
 
-    /// What all sessions of one user may have together; each session's own limits hold as well. Without limits unless
-    /// told otherwise. What exceeds it is refused to that user alone. Costs each message some atomic operations.
+    /// What all sessions of one user may have together; each session's own limits hold as well. Unless told otherwise, its
+    /// own user has no limits and others have [`UserQuota::OF_OTHERS`]. What exceeds it is refused to that user alone. A
+    /// limit for loans costs each message some atomic operations.
     #[must_use]
     pub fn user_quota(mut self, quota: UserQuota) -> Self {
         self.user_quota = Some(quota);
@@ -266,8 +269,8 @@ impl ServerApp {
     #[must_use]
     pub fn allow(mut self, client: &ClientApp, trust: Trust) -> Self {
         let uid = client.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
-        let (name, program) = (client.name.clone(), client.program.clone());
-        self.allow.push(Allowed { name, uid, gid: client.gid, program, trust });
+        let (name, program, apart) = (client.name.clone(), client.program.clone(), client.options.apart);
+        self.allow.push(Allowed { name, uid, gid: client.gid, program, trust, apart });
         self
     }
 

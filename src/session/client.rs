@@ -4,6 +4,7 @@ use super::app::{ClientApp, ServerApp};
 use super::desk::{Asked, Manners, Opened, Side, opened_in_login};
 use super::error::{ConnectError, LoginError, RunDirError};
 use super::login::{Answer, CHANNELS_MAX, FRAME, Hello, VERSION};
+use super::options::is_foreign;
 use super::rundir::RunDir;
 use super::session::Session;
 use super::terms::{Terms, backing_suits};
@@ -50,13 +51,13 @@ impl ClientApp {
 
     /// Makes what the first words are about: this side's memory, and its halves of the channels it opens.
     pub(super) fn get_ready(&self, server: &ServerApp) -> Result<Ready, ConnectError> {
-        let foreign = server.expected_uid() != Credentials::own().uid;
+        let foreign = is_foreign(server.expected_uid());
         // Before there is any memory: the server judges the same of this side.
         let suits = backing_suits(self.options.backing, self.options.backing, self.trust);
         if suits.is_err() || (foreign && self.options.backing == Backing::Named) {
             return Err(LoginError::NamedNeedsTrust.into());
         }
-        let arena = self.session_arena(foreign)?;
+        let arena = self.session_arena(foreign || self.options.apart)?;
         let halves = self.cut_areas(&arena)?;
         let hello = self.hello(server, &arena, &halves);
         let memory = arena.read_only_fd()?;
@@ -101,8 +102,9 @@ impl ClientApp {
         // A server would have refused.
         backing_suits(self.options.backing, terms.backing, self.trust)
             .map_err(|_| PeerMisbehaved::Frame("welcome with other memory"))?;
+        let memory_max = self.options.peer_arena_max(peer.uid);
         let other = if fd.is_none() { "welcome without memory" } else { "welcome with memory" };
-        let view = terms.view(fd, peer.uid, self.options.peer_arena_max)?.ok_or(PeerMisbehaved::Frame(other))?;
+        let view = terms.view(fd, peer.uid, memory_max)?.ok_or(PeerMisbehaved::Frame(other))?;
         let mut opened = Opened::default();
         for ((number, (own, _)), (at, (spec, _))) in
             Side::Client.login_numbers().zip(halves).zip(theirs.into_iter().zip(hello.channels))
@@ -121,6 +123,7 @@ impl ClientApp {
             meeting,
             arena,
             quota: self.options.loan_quota,
+            memory_max,
             account: None,
             fence: hello.terms.fence(terms),
         };

@@ -183,7 +183,7 @@ impl Desk {
             initial.push(asked);
         }
         let state = State {
-            next: LOGIN_LAST + if side == Side::Client { 1 } else { 2 },
+            next: if side == Side::Client { LOGIN_LAST + 1 } else { LOGIN_LAST + 2 },
             theirs: LOGIN_LAST,
             opening,
             initial,
@@ -410,7 +410,7 @@ pub(super) fn opened_in_login(
     (number, spec, area): (u32, ChannelSpec, AreaAt),
 ) -> Result<(), PeerMisbehaved> {
     let peer = view_area(view, area)?;
-    let counts = (opened.incoming.len() + opened.asked.len(), opened.offers.len());
+    let counts = (opened.incoming.len().saturating_add(opened.asked.len()), opened.offers.len());
     match manners.judge(&spec, counts, |slots| cut_area(arena, slots, None)) {
         Err(refusal) => opened.answers.push(Control::ChannelRefused { number, refusal }),
         Ok(Judged::Offer) => opened.offers.push(Offered { number, spec, peer, metadata: None }),

@@ -330,6 +330,7 @@ const fn layout() -> u64 {
     fnv(fnv(0xcbf2_9ce4_8422_2325, text), endian)
 }
 
+#[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "the index stays below the length")]
 const fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
     let mut index = 0;
     while index < bytes.len() {
@@ -361,8 +362,14 @@ mod tests {
     }
 
     fn judge_running(hello: &Hello, uid: u32, gid: u32, runs: Option<&str>) -> Result<(), Refused> {
-        let allowed =
-            |name: &str, uid, gid| Allowed { name: name.into(), uid, gid, program: None, trust: Trust::snapshot() };
+        let allowed = |name: &str, uid, gid| Allowed {
+            name: name.into(),
+            uid,
+            gid,
+            program: None,
+            trust: Trust::snapshot(),
+            apart: false,
+        };
         let program = |path: &str| Some(PathBuf::from(path));
         let policy = Policy {
             server: "cache",

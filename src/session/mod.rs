@@ -2,11 +2,15 @@
 //! and no bytes of messages; the log-in is a pure state machine ([`login`]).
 
 mod app;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod client;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod desk;
 mod error;
 mod lobby;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod login;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod offer;
 mod options;
 mod reconnect;
@@ -16,8 +20,11 @@ pub mod seams;
 mod server;
 #[expect(clippy::module_inception, reason = "the room and the thing it is for")]
 mod session;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod terms;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod welcome;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod worker;
 
 pub use app::{ClientApp, ServerApp};

@@ -105,7 +105,8 @@ impl Offer {
                         core.misbehaved(broken);
                         Err(self.session.ended())
                     }
-                    Err(OpenProblem::NoMemory(_)) => Err(ChannelError::NoMemory),
+                    // Metadata is never sealed, so nothing of it is lost.
+                    Err(OpenProblem::NoMemory(_) | OpenProblem::Lost(_)) => Err(ChannelError::NoMemory),
                 }
             }
         }

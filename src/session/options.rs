@@ -5,6 +5,7 @@ use crate::shm::arena::{self, Arena, WeakArena};
 use crate::shm::loans::LoanQuota;
 use crate::sys::memfd::Writable;
 use crate::sys::memory::Backing;
+use crate::sys::seqpacket::Credentials;
 use crate::wait::Wait;
 use std::io;
 
@@ -20,7 +21,9 @@ pub(super) struct Options {
     pub(super) arena_bytes: usize,
     pub(super) arena_quota: Option<usize>,
     pub(super) backing: Backing,
-    pub(super) peer_arena_max: u64,
+    pub(super) peer_arena_max: Option<u64>,
+    /// Whether sessions with peers of this user have arenas of their own too.
+    pub(super) apart: bool,
     pub(super) loan_quota: LoanQuota,
     pub(super) channels_max: usize,
     pub(super) slots: u32,
@@ -40,7 +43,8 @@ impl Options {
             arena_bytes,
             arena_quota: None,
             backing: Backing::default(),
-            peer_arena_max: 64 << 30,
+            peer_arena_max: None,
+            apart: false,
             loan_quota: LoanQuota { loans: 1 << 16, bytes: u64::MAX },
             channels_max: 1024,
             slots: 256,
@@ -67,14 +71,20 @@ impl Options {
         Ok(arena)
     }
 
-    /// The arena of an app, or the small one of its own that a peer of another user gets to see: bounded, and sealed
-    /// against that user writing to it.
-    pub(super) fn make_arena(&self, foreign: bool) -> io::Result<Arena> {
+    /// How much memory of a peer's is mapped at a time.
+    pub(super) fn peer_arena_max(&self, uid: u32) -> u64 {
+        let default = if is_foreign(uid) { FOREIGN_BYTES as u64 } else { PEER_ARENA_MAX };
+        self.peer_arena_max.unwrap_or(default)
+    }
+
+    /// The arena of an app, or the small one of a session's own that a peer apart gets to see: bounded, sealed against
+    /// that user writing to it, and overwritten where it is freed.
+    pub(super) fn make_arena(&self, apart: bool) -> io::Result<Arena> {
         let quota = self.arena_quota.unwrap_or(self.arena_bytes);
         let backing = self.backing;
         // What a peer has to keep copies of is bounded, too.
         let own_bytes = if backing == Backing::Heap { self.arena_bytes.min(HEAP_BYTES) } else { self.arena_bytes };
-        Arena::create(if foreign {
+        Arena::create(if apart {
             let bytes = self.arena_bytes.min(FOREIGN_BYTES);
             arena::Options { bytes, quota: quota.min(FOREIGN_QUOTA), writable: Writable::NoMore, backing }
         } else {
@@ -82,6 +92,13 @@ impl Options {
         })
     }
 }
+
+/// Whether it is another user than this process's.
+pub(super) fn is_foreign(uid: u32) -> bool {
+    uid != Credentials::own().uid
+}
+
+const PEER_ARENA_MAX: u64 = 64 << 30;
 
 /// As much as two slots hold. Whether more travels so makes no difference that can be measured.
 const INLINE_MAX: usize = 88;
@@ -119,10 +136,31 @@ macro_rules! options {
             self
         }
 
-        /// The largest arena it lets a peer announce, in bytes. 64 GiB unless told otherwise.
+        /// The largest arena it lets a peer announce, and the largest sealed message it maps, in bytes. 64 GiB unless told
+        /// otherwise, of a peer of another user 1 GiB.
         #[must_use]
         pub fn peer_arena_max(mut self, bytes: u64) -> Self {
-            self.options.peer_arena_max = bytes;
+            self.options.peer_arena_max = Some(bytes);
+            self
+        }
+
+        /// Keeps sessions apart, as those with peers of another user are in any case: each has an arena of its own, so that
+        /// its peer sees nothing of what others are sent. It has at most 1 GiB, of which 256 MiB may be memory at once,
+        /// keeps what it has until the session is over, and what is freed in it is overwritten. A message is built for one
+        /// session then, or [copied](crate::Message::copy_to) for each, or [sealed](crate::SealedBuilder).
+        ///
+        /// In an allow-list: for the sessions of this client. For those who are of one's own user and not to be trusted all
+        /// the same, such as workers that handle what strangers say.
+        ///
+        /// ```
+        /// use strait::{ClientApp, ServerApp, Trust};
+        /// let app = ServerApp::new("cache")
+        ///     .allow(&ClientApp::new("reader"), Trust::snapshot())
+        ///     .allow(&ClientApp::new("parser").apart(), Trust::snapshot_up_to(1 << 20));
+        /// ```
+        #[must_use]
+        pub fn apart(mut self) -> Self {
+            self.options.apart = true;
             self
         }
 

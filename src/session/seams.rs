@@ -100,8 +100,7 @@ impl Both {
     fn new() -> Self {
         let options = Options { bytes: BYTES, quota: BYTES, writable: Writable::ByOwner, backing: Backing::Memfd };
         let arena = Arena::create(options).expect("an arena");
-        let fd = arena.read_only_fd().expect("a descriptor").expect("a memfd has one");
-        let view = View::map(fd, arena.id(), BYTES as u64, BYTES as u64).expect("a view");
+        let view = View::of_owner(&arena, arena.id());
         Self { arena, view }
     }
 }

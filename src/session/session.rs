@@ -6,7 +6,7 @@ use super::error::{ChannelError, CloseError};
 use super::offer::{METADATA_MAX, Offer};
 use super::options::Options;
 use crate::channel::Channel;
-use crate::message::{Builder, Message, Schema, Trust};
+use crate::message::{Body, Builder, Message, Schema, Trust};
 use crate::shm::arena::Arena;
 use crate::shm::loans::LendProblem;
 use crate::shm::view::View;
@@ -124,7 +124,9 @@ impl Session {
     }
 
     fn lend_metadata<M: Schema>(&self, metadata: &Message<M>) -> Result<MetadataAt, ChannelError> {
-        let frozen = metadata.frozen();
+        let Body::Lent(frozen) = metadata.body() else {
+            return Err(ChannelError::AttachedToMetadata);
+        };
         if !frozen.blobs().is_empty() || metadata.fds().is_some() {
             return Err(ChannelError::AttachedToMetadata);
         }

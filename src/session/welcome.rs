@@ -4,6 +4,7 @@ use super::app::ServerApp;
 use super::desk::{Asked, Half, Opened, Side};
 use super::error::{AcceptError, LoginError};
 use super::login::{Answer, FRAME, Hello, Policy, Refused, VERSION};
+use super::options::is_foreign;
 use super::session::Session;
 use super::terms::Terms;
 use crate::message::Trust;
@@ -35,6 +36,8 @@ struct Guest<'a> {
     peer: Credentials,
     meeting: Meeting,
     trust: Trust,
+    /// Whether it gets an arena of its own.
+    apart: bool,
     hello: &'a Hello,
     view: Arc<View>,
     account: Option<(Arc<Account>, Counted)>,
@@ -80,23 +83,24 @@ impl ServerApp {
             channels_max: self.options.channels_max,
             backing: self.options.backing,
         };
-        let trust = match admission {
-            Admission::Given(trust) => policy.judge_wishes(&hello, trust).map(|()| trust),
+        let judged = match admission {
+            Admission::Given(trust) => policy.judge_wishes(&hello, trust).map(|()| (trust, false)),
             Admission::Listed(_) => {
                 let program = || super::session::program_of(peer.pid).ok();
-                policy.judge(&hello, peer.uid, peer.gid, program).map(|allowed| allowed.trust)
+                policy.judge(&hello, peer.uid, peer.gid, program).map(|allowed| (allowed.trust, allowed.apart))
             }
         };
-        let trust = trust.map_err(|refused| no(refused, &hello))?;
+        let (trust, apart) = judged.map_err(|refused| no(refused, &hello))?;
+        let apart = apart || self.options.apart || is_foreign(peer.uid);
         // Memory with a name can be opened by its user alone.
-        if hello.terms.backing == Backing::Named && peer.uid != Credentials::own().uid {
+        if hello.terms.backing == Backing::Named && is_foreign(peer.uid) {
             return Err(no(Refused::NamedNeedsTrust, &hello));
         }
         let mut fds = packet.fds.into_iter();
         let (memory, None) = (fds.next(), fds.next()) else {
             return Err(no(Refused::Memory, &hello));
         };
-        let view = match hello.terms.view(memory, peer.uid, self.options.peer_arena_max) {
+        let view = match hello.terms.view(memory, peer.uid, self.options.peer_arena_max(peer.uid)) {
             Ok(Some(view)) => view,
             Ok(None) => return Err(no(Refused::Memory, &hello)),
             Err(ViewError::Bad(bad)) => {
@@ -117,7 +121,7 @@ impl ServerApp {
         };
         let meeting = meeting(admission);
         let keeper = keeper();
-        self.let_in(Guest { socket, peer, meeting, trust, hello: &hello, view, account, keeper })
+        self.let_in(Guest { socket, peer, meeting, trust, apart, hello: &hello, view, account, keeper })
     }
 
     fn let_in(&self, guest: Guest<'_>) -> Result<Session, AcceptError> {
@@ -136,7 +140,7 @@ impl ServerApp {
                 return Err(error);
             }
         };
-        let Guest { socket, peer, meeting, trust, hello, view, account, keeper } = guest;
+        let Guest { socket, peer, meeting, trust, hello, view, account, keeper, .. } = guest;
         let passed: SmallVec<[_; 1]> = memory.iter().map(AsFd::as_fd).collect();
         let said = match meeting {
             Meeting::ByName => socket.send(&welcome, &passed),
@@ -153,17 +157,17 @@ impl ServerApp {
         let fence = Terms::of(&arena, self.options.backing).fence(hello.terms);
         let peer_name = hello.client.clone();
         tracing::info!(app = self.name, client = peer_name, pid = peer.pid, uid = peer.uid, "session");
-        let quota = self.options.loan_quota;
-        let parts = LinkParts { socket, peer_name, peer, meeting, arena, quota, account, fence };
+        let (quota, memory_max) = (self.options.loan_quota, self.options.peer_arena_max(peer.uid));
+        let parts = LinkParts { socket, peer_name, peer, meeting, arena, quota, memory_max, account, fence };
         Ok(Session::begin(Side::Server, parts, view, &self.options, trust, opened, keeper)?)
     }
 
     /// Everything that can fail before the client hears that it is in.
     fn prepare(&self, guest: &Guest<'_>) -> Result<Prepared, AcceptError> {
-        let Guest { peer, hello, view, account, .. } = guest;
+        let Guest { apart, hello, view, account, .. } = guest;
         let options = &self.options;
         let account = account.as_ref().map(|(account, _)| account);
-        let arena = self.arena(peer.uid != Credentials::own().uid)?;
+        let arena = self.arena(*apart)?;
         let (mut opened, mut areas, mut opens) = (Opened::default(), Vec::new(), Vec::new());
         for (number, (spec, at)) in Side::Client.login_numbers().zip(&hello.channels) {
             let theirs = view_area(view, *at)?;

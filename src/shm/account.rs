@@ -4,7 +4,8 @@ use super::loans::{QuotaExceeded, QuotaScope};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// What all sessions that one user has with a server app may have together at a time. Without limits by default.
+/// What all sessions that one user has with a server app may have together at a time. `default` is without limits. That is
+/// what the server's own user has unless told otherwise; any other user has [`OF_OTHERS`](Self::OF_OTHERS).
 ///
 /// ```
 /// use strait::{ServerApp, UserQuota};
@@ -24,6 +25,13 @@ pub struct UserQuota {
     /// message whose own would be more arrives without them ([`DescriptorsLost`](crate::DescriptorsLost)); they are
     /// closed at once. Whatever the limit, 128 per session, which an honest sender waits for.
     pub descriptors: usize,
+}
+
+impl UserQuota {
+    /// What users other than the server's own may have unless it is told otherwise: 64 sessions, 4,096 channels, 1,024
+    /// descriptors; what is on loan is bounded by the arena that each of their sessions has of its own.
+    pub const OF_OTHERS: Self =
+        Self { sessions: 64, channels: 4096, loans: usize::MAX, bytes: u64::MAX, descriptors: 1024 };
 }
 
 impl Default for UserQuota {
@@ -56,6 +64,11 @@ impl Account {
     pub(crate) fn new(quota: UserQuota) -> Self {
         let [sessions, channels, loans, descriptors] = [const { AtomicUsize::new(0) }; 4];
         Self { quota, sessions, channels, loans, bytes: AtomicU64::new(0), descriptors }
+    }
+
+    /// Whether it has a limit for what is on loan: counting that costs each message something.
+    pub(crate) fn counts_loans(&self) -> bool {
+        self.quota.loans < usize::MAX || self.quota.bytes < u64::MAX
     }
 
     /// `None` if the user has as many sessions as it may.

@@ -2,8 +2,9 @@
 //! own. Knows nothing of who borrows the blocks.
 
 use super::block::{Block, Piece};
-use super::handle::{MASK_24, OFFSET_BITS, WORD};
+use super::handle::{BYTES_MAX, MASK_24, WORD};
 use super::hooks::Hooks;
+use super::jemalloc;
 use super::mallctl;
 use super::tcache::Tcaches;
 use crate::sys::fork::{self, NoForkFd};
@@ -16,7 +17,6 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use thiserror::Error;
-use tikv_jemalloc_sys as jemalloc;
 
 /// Why an arena gave no block.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -84,6 +84,8 @@ struct Owned {
     index: u32,
     tcaches: Arc<Tcaches>,
     fork: u32,
+    /// As `fork` if what is freed may stay as it is until it is used again; else no process's.
+    fork_if_plain: u32,
 }
 
 impl std::fmt::Debug for Hooks {
@@ -103,8 +105,12 @@ impl Arena {
         let index: u32 = mallctl::read("arenas.create").map_err(io::Error::from)?;
         let hooks = Hooks::new(&memory, options.quota, punches);
         let (base, len) = (memory.base().addr().get(), memory.len());
-        let owned =
-            Owned { id, serial, memory, base, len, hooks, index, tcaches: Arc::default(), fork: fork::generation() };
+        let fork = fork::generation();
+        // Whoever else sees it is not to see what was begun for it and never sent; its pages cannot be given back either.
+        let scrubs = !punches && options.backing != Backing::Heap && !cfg!(strait_plant = "no-scrub");
+        let fork_if_plain = if scrubs { u32::MAX } else { fork };
+        let tcaches = Arc::default();
+        let owned = Owned { id, serial, memory, base, len, hooks, index, tcaches, fork, fork_if_plain };
         let set = |leaf: &str| format!("arena.{index}.{leaf}");
         mallctl::write(&set("extent_hooks"), hooks.table())?;
         mallctl::write(&set("muzzy_decay_ms"), 0isize)?;
@@ -168,12 +174,24 @@ impl Arena {
     #[inline]
     pub(super) unsafe fn free(&self, piece: Piece) {
         let owned = &*self.0;
-        // In a forked child the memory is not mapped and the books are a copy.
-        if !self.is_forked() {
-            let flags = owned.tcaches.flag(owned.serial) | align_flag(piece.align);
-            // SAFETY: the caller's contract; size and alignment are those the piece was cut with, as jemalloc demands.
-            unsafe { jemalloc::sdallocx(piece.start.as_ptr().cast(), piece.bytes, flags) };
+        if owned.fork_if_plain != fork::generation() && !self.scrub(piece) {
+            return;
         }
+        let flags = owned.tcaches.flag(owned.serial) | align_flag(piece.align);
+        // SAFETY: the caller's contract; size and alignment are those the piece was cut with, as jemalloc demands.
+        unsafe { jemalloc::sdallocx(piece.start.as_ptr().cast(), piece.bytes, flags) };
+    }
+
+    /// Overwrites a piece that is about to be freed. False in a forked child, where the memory is not mapped and the books
+    /// are a copy.
+    #[cold]
+    fn scrub(&self, piece: Piece) -> bool {
+        let here = !self.is_forked();
+        if here {
+            // SAFETY: the piece was cut from this arena, and its only owner is being dropped.
+            unsafe { piece.start.write_bytes(0, piece.bytes) };
+        }
+        here
     }
 
     /// The word at which a piece of this arena begins.
@@ -283,9 +301,6 @@ impl Drop for Owned {
 fn align_flag(align: usize) -> i32 {
     if align <= WORD { 0 } else { jemalloc::MALLOCX_ALIGN(align) }
 }
-
-/// Handles reach no further.
-const BYTES_MAX: usize = WORD << OFFSET_BITS;
 
 /// The least that jemalloc may grow an arena by when it grows in steps.
 const GROW: usize = 32 * PAGE;

@@ -104,7 +104,8 @@ impl BlobBuilder {
         // SAFETY: `reserve` made room for so many bytes after the first `len`, this is their only owner, and `bytes` is
         // no part of them.
         unsafe { self.block.start().add(self.len).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        self.len += bytes.len();
+        // `reserve` has found that it fits.
+        self.len = self.len.saturating_add(bytes.len());
         Ok(())
     }
 
@@ -351,7 +352,7 @@ pub struct BlobReader {
 impl Read for BlobReader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.blob.read_at(into, self.at)?;
-        self.at += count as u64;
+        self.at = self.at.saturating_add(count as u64);
         Ok(count)
     }
 }

@@ -73,6 +73,8 @@ impl std::fmt::Debug for Handle {
 pub(crate) const MASK_24: u32 = (1 << 24) - 1;
 /// The largest offset and length.
 pub(super) const MASK_36: u64 = (1 << OFFSET_BITS) - 1;
+/// What lies beyond cannot be named.
+pub(crate) const BYTES_MAX: usize = WORD << OFFSET_BITS;
 /// What an offset or a length in words may need.
 pub(crate) const OFFSET_BITS: u32 = 36;
 

@@ -4,13 +4,13 @@
 //! Hooks run under jemalloc's locks and on whichever thread frees, so they allocate nothing, take no lock and do not
 //! panic. `false` means done in jemalloc's dialect.
 
+use super::jemalloc;
 use crate::sys::fork::PerProcess;
 use crate::sys::memory::Memory;
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use tikv_jemalloc_sys as jemalloc;
 
 /// The hook table with what the hooks need right behind it: jemalloc hands the table's address to every hook.
 ///

@@ -66,7 +66,7 @@ pub(crate) enum LendProblem {
 #[derive(Debug)]
 pub(crate) struct Loans {
     quota: LoanQuota,
-    /// Of the borrower's user, if that has a quota.
+    /// Of the borrower's user, if that has a quota of loans.
     account: Option<Arc<Account>>,
     /// Whether a message that is lent again goes by the same name.
     counts: bool,
@@ -125,11 +125,16 @@ impl Lender<'_> {
 const INDEX_BITS: u32 = 20;
 const MAX_LOANS: usize = 1 << INDEX_BITS;
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "counts of what this side has lent, within its quota; of a peer's handle only a masked index is used"
+)]
 impl Loans {
     /// `counts`: whether a message that is lent again while it is the last that was lent may go by the same name, which
     /// then comes back as often.
     pub(crate) fn new(quota: LoanQuota, account: Option<Arc<Account>>, counts: bool) -> Self {
         let loans = quota.loans.min(MAX_LOANS);
+        let account = account.filter(|account| account.counts_loans());
         Self { quota: LoanQuota { loans, ..quota }, account, counts, book: Brief::default() }
     }
 
@@ -235,11 +240,6 @@ impl Loans {
             account.give_back(book.loans, book.bytes);
         }
         book.loans
-    }
-
-    /// Of the borrower's user, if that has a quota.
-    pub(crate) fn account(&self) -> Option<&Arc<Account>> {
-        self.account.as_ref()
     }
 
     /// Messages and bytes on loan now.

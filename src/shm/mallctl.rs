@@ -1,9 +1,9 @@
 //! jemalloc's control tree, typed: the few keys the arena needs.
 
+use super::jemalloc;
 use nix::errno::Errno;
 use std::ffi::CString;
 use std::ptr;
-use tikv_jemalloc_sys as jemalloc;
 
 /// Values jemalloc reads and writes by address. The implementor's layout is the C type the key names.
 ///

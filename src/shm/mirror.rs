@@ -74,9 +74,9 @@ impl Mirror {
     pub(crate) fn new(theirs: u32, bytes: u64) -> io::Result<Arc<Self>> {
         let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
         // The owner counts no tables.
-        let limit = bytes as u64 + bytes as u64 / 2;
+        let limit = (bytes as u64).saturating_add(bytes as u64 / 2);
         // Whatever the sizes that come, room for `limit` bytes of them.
-        let room = bytes.saturating_mul(2).saturating_add(2 * AREAS_MAX as usize);
+        let room = bytes.saturating_mul(2).saturating_add((AREAS_MAX as usize).saturating_mul(2));
         let options =
             Options { bytes: room.saturating_mul(2), quota: room, writable: Writable::ByOwner, backing: Backing::Heap };
         let arena = Arena::create(options)?;
@@ -95,15 +95,16 @@ impl Mirror {
             let same = area.words.len() == words;
             return if same { Ok(area.clone()) } else { Err(PeerMisbehaved::Frame("a ring of two sizes")) };
         }
-        let bytes = (words * WORD) as u64;
-        let block = self.arena.alloc(words * WORD, WORD);
-        let (Ok(block), true) = (block, state.area_bytes + bytes <= AREAS_MAX) else {
+        let bytes = words.saturating_mul(WORD);
+        let block = self.arena.alloc(bytes, WORD);
+        let area_bytes = state.area_bytes.saturating_add(bytes as u64);
+        let (Ok(block), true) = (block, area_bytes <= AREAS_MAX) else {
             return Err(PeerMisbehaved::Frame("more rings than there is room for"));
         };
         let start = block.start().cast();
         let (filling, claims) = (Mutex::default(), Mutex::new(0));
         let area = Arc::new(Area { words: block.into_words(()), start, filling, claims });
-        state.area_bytes += bytes;
+        state.area_bytes = area_bytes;
         state.areas.insert(offset, area.clone());
         Ok(area)
     }
@@ -116,7 +117,10 @@ impl Mirror {
     /// The copy of a peer's area, to be read; forgotten when nobody reads it any more.
     pub(crate) fn claim(self: &Arc<Self>, offset: u64, words: usize) -> Result<PeerWords, PeerMisbehaved> {
         let area = self.area(offset, words)?;
-        *area.claims.lock() += 1;
+        {
+            let mut claims = area.claims.lock();
+            *claims = claims.saturating_add(1);
+        }
         let (start, claim) = (area.start, Claim { area, mirror: Arc::downgrade(self), offset });
         // SAFETY: that many aligned words begin there, live as long as the claim's area, and are reached by atomics only.
         Ok(unsafe { PeerWords::new(start, words, Arc::new(claim)) })
@@ -153,20 +157,23 @@ impl Mirror {
         let len = match entries {
             None => total,
             Some((segments, blobs)) => {
-                let mut at = 2 * (segments + blobs) as u64;
-                let table = bytes.get_mut(..at as usize * WORD).ok_or(wrong)?;
+                let entries = segments.saturating_add(blobs);
+                let words = (entries as u64).saturating_mul(2);
+                let mut at = words;
+                let table = bytes.get_mut(..entries.saturating_mul(2 * WORD)).ok_or(wrong)?;
                 for (index, entry) in table.as_chunks_mut::<{ 2 * WORD }>().0.iter_mut().enumerate() {
                     let (offset, len) = entry.split_at_mut(WORD);
                     let len = u64::from_ne_bytes((&*len).try_into().unwrap_or_default());
                     let words = if index < segments { len } else { len.div_ceil(WORD as u64) };
                     // What is empty lies somewhere too.
-                    offset.copy_from_slice(&(start + if words == 0 { 0 } else { at }).to_ne_bytes());
+                    let begins = start.saturating_add(if words == 0 { 0 } else { at });
+                    offset.copy_from_slice(&begins.to_ne_bytes());
                     at = at.checked_add(words).filter(|&at| at <= total).ok_or(wrong)?;
                 }
                 if at != total {
                     return Err(wrong);
                 }
-                2 * (segments + blobs) as u64
+                words
             }
         };
         if wire.len() != len || len == 0 {
@@ -178,7 +185,7 @@ impl Mirror {
         let Entry::Vacant(place) = state.held.entry(wire.ticket()) else {
             return Err(PeerMisbehaved::Frame("a loan that is held already"));
         };
-        state.bytes += bytes.len() as u64;
+        state.bytes = state.bytes.saturating_add(bytes.len() as u64);
         place.insert((bytes.freeze(), wire));
         Ok(local)
     }
@@ -194,7 +201,7 @@ impl Mirror {
     pub(crate) fn give_up(&self, local: Handle) -> Option<Handle> {
         let mut state = self.state.lock();
         let (blob, wire) = state.held.remove(&local.ticket())?;
-        state.bytes -= blob.len() as u64;
+        state.bytes = state.bytes.saturating_sub(blob.len() as u64);
         drop(state);
         Some(wire)
     }
@@ -203,7 +210,7 @@ impl Mirror {
 impl Parcel {
     /// Takes the next bytes in; true once all are here.
     pub(crate) fn add(&mut self, bytes: &[u8]) -> Result<bool, PeerMisbehaved> {
-        if bytes.len() > self.total - self.bytes.len() {
+        if bytes.len() > self.total.saturating_sub(self.bytes.len()) {
             return Err(PeerMisbehaved::Frame("more bytes than announced"));
         }
         // There is room, so this cannot fail but in a forked child, which has no session.
@@ -229,14 +236,15 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let last = {
             let mut claims = self.area.claims.lock();
-            *claims -= 1;
+            *claims = claims.saturating_sub(1);
             *claims == 0
         };
         let Some(mirror) = self.mirror.upgrade().filter(|_| last) else { return };
         let mut state = mirror.state.lock();
         if state.areas.get(&self.offset).is_some_and(|area| Arc::ptr_eq(area, &self.area)) {
             state.areas.remove(&self.offset);
-            state.area_bytes -= (self.area.words.len() * WORD) as u64;
+            let bytes = self.area.words.len().saturating_mul(WORD) as u64;
+            state.area_bytes = state.area_bytes.saturating_sub(bytes);
         }
     }
 }

@@ -1,12 +1,12 @@
 //! jemalloc's thread caches, one per thread and arena, made on first use and destroyed with whichever of the two ends
 //! first. They must be named on every call: left to itself jemalloc mixes shared and private blocks in its own cache.
 
+use super::jemalloc;
 use super::mallctl;
 use crate::sys::fork;
 use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak};
-use tikv_jemalloc_sys as jemalloc;
 
 /// The caches made for one arena, so that its end finds them all.
 #[derive(Debug, Default)]

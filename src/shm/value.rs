@@ -98,7 +98,7 @@ impl Arena {
         assert!(align_of_val(value) <= START, "values are aligned to {START} bytes");
         let bytes = value.as_bytes();
         let mut blob = begin(self, bytes.len(), Kind::Plain, digest::<T>())?;
-        blob[START..].copy_from_slice(bytes);
+        blob.get_mut(START..).unwrap_or_default().copy_from_slice(bytes);
         finish(blob)
     }
 
@@ -116,7 +116,7 @@ impl Arena {
         const { assert!(align_of::<T>() <= START) };
         let bytes = len.checked_mul(size_of::<T>()).ok_or(AllocError::Full { bytes: usize::MAX })?;
         let mut blob = begin(self, bytes, Kind::Plain, digest::<[T]>())?;
-        if let Ok(items) = <[T]>::mut_from_bytes_with_elems(&mut blob[START..], len) {
+        if let Ok(items) = <[T]>::mut_from_bytes_with_elems(blob.get_mut(START..).unwrap_or_default(), len) {
             fill(items);
         }
         finish(blob)

@@ -35,8 +35,7 @@ impl Home for Shelf {
 
 /// Lends a blob and borrows it, as the two sides of a session do.
 fn cross(arena: &Arena, blob: impl Into<Blob>, believed: bool) -> ReceivedBlob {
-    let bytes = arena.capacity() as u64;
-    let view = View::map(arena.read_only_fd().unwrap().unwrap(), arena.id(), bytes, bytes).unwrap();
+    let view = View::of_owner(arena, arena.id());
     let mut segments = Segments::new(arena.clone());
     let piece = segments.add(1).unwrap();
     assert!(segments.used(piece.start, 1));

@@ -7,14 +7,14 @@ use super::mirror::Mirror;
 use crate::sys::cpu;
 use crate::sys::fork::{NoForkFd, PerProcess};
 use crate::sys::mapping::{Access, Mapping};
-use crate::sys::memfd::{BadMemory, FileId, Memfd};
+use crate::sys::memfd::{BadMemory, FileId, Memfd, check_sealed};
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::named::Named;
 use crate::sys::sync::{AtomicU64, Ordering};
 use crate::sys::words::PeerWords;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 use thiserror::Error;
@@ -43,8 +43,14 @@ pub(crate) struct View {
 /// What a view is of, and what keeps it.
 #[derive(Debug)]
 enum Of {
-    Shared { _map: Mapping, key: Key },
+    Shared {
+        _map: Mapping,
+        key: Key,
+    },
     Copies(Arc<Mirror>),
+    /// Kept by it.
+    #[cfg(any(fuzzing, test))]
+    Owners(#[expect(dead_code, reason = "keeps the memory")] Arena),
 }
 
 // SAFETY: a view is an address range that stays readable from any thread for as long as `of`; what may be done with it
@@ -79,6 +85,12 @@ impl View {
         Self::of(&memory, file, len, arena)
     }
 
+    /// As [`map`](Self::map), of memory that nobody can write any more; see [`sealed`](super::sealed).
+    pub(super) fn map_sealed(fd: BorrowedFd<'_>, announced: u64, limit: u64) -> Result<Arc<Self>, ViewError> {
+        let (len, file) = check_sealed(fd, announced, limit)?;
+        Self::of(&fd, file, len, SEALED)
+    }
+
     fn of(memory: &impl AsFd, file: FileId, len: usize, arena: u32) -> Result<Arc<Self>, ViewError> {
         let key = (file, arena);
         let known = VIEWS.lock().get(&key).and_then(Weak::upgrade);
@@ -100,6 +112,17 @@ impl View {
         Ok(quicker.unwrap_or(made))
     }
 
+    /// An owner's arena as its borrower has it, for tests: the same memory, mapped once more where there is any mapping.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn of_owner(arena: &Arena, number: u32) -> Arc<Self> {
+        let (base, len) = arena.range();
+        if cfg!(miri) {
+            return Arc::new(Self { base, len, arena: number, of: Of::Owners(arena.clone()) });
+        }
+        let fd = arena.read_only_fd().expect("a descriptor").expect("a memfd has one");
+        Self::map(fd, number, len as u64, len as u64).expect("a view")
+    }
+
     /// All of what stands in for a peer's arena, which lies in `arena`.
     pub(super) fn of_mirror(mirror: Arc<Mirror>, arena: &Arena) -> Arc<Self> {
         let (base, len) = arena.range();
@@ -109,8 +132,8 @@ impl View {
     /// What stands in for the peer's arena where that is not shared.
     pub(crate) fn mirror(&self) -> Option<&Arc<Mirror>> {
         match &self.of {
-            Of::Shared { .. } => None,
             Of::Copies(mirror) => Some(mirror),
+            _ => None,
         }
     }
 
@@ -147,7 +170,7 @@ impl View {
         match offset.checked_add(len) {
             Some(end) if len > 0 && (end <= arena_words || cfg!(strait_plant = "no-bounds")) => {
                 // SAFETY: the range was just found to lie inside the mapping.
-                let start = unsafe { self.base.add(offset as usize * WORD) };
+                let start = unsafe { self.base.cast::<u64>().add(offset as usize) }.cast();
                 Ok(Place { start, len: len as usize })
             }
             _ => Err(PeerMisbehaved::HandleOutOfRange { offset, len, arena_words }),
@@ -165,6 +188,9 @@ impl Drop for View {
         }
     }
 }
+
+/// What sealed memory is called in its handles, which never cross: the number of no arena of this library's.
+pub(super) const SEALED: u32 = 0;
 
 /// Where a borrowed handle goes when it is no longer read.
 pub(crate) trait Home: Send + Sync {
@@ -256,9 +282,9 @@ impl Borrowed {
         let words = unsafe { std::slice::from_raw_parts(place.start.cast::<AtomicU64>().as_ptr(), place.len) };
         let mut words = words.iter().skip(from / WORD).map(|word| word.load(Ordering::Relaxed).to_ne_bytes());
         let ahead = from % WORD;
-        let (head, rest) = into.split_at_mut(into.len().min((WORD - ahead) % WORD));
+        let (head, rest) = into.split_at_mut(into.len().min(ahead.wrapping_neg() % WORD));
         if let Some(word) = if head.is_empty() { None } else { words.next() } {
-            head.iter_mut().zip(&word[ahead..]).for_each(|(into, byte)| *into = *byte);
+            head.iter_mut().zip(word.iter().skip(ahead)).for_each(|(into, byte)| *into = *byte);
         }
         let (whole, tail) = rest.as_chunks_mut::<WORD>();
         whole.iter_mut().zip(&mut words).for_each(|(into, word)| *into = word);
@@ -288,6 +314,10 @@ impl Borrowed {
     /// # Safety
     /// The peer must not write them while the slice lives: see [`Trust::in_place`](crate::Trust::in_place).
     #[inline]
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "the place lies in a mapping, whose bytes are counted in a `usize`"
+    )]
     pub(crate) unsafe fn bytes(&self, place: Place) -> &[u8] {
         // SAFETY: the place lies in the view, which `home` keeps mapped while `self` lives; the caller vouches for the
         // peer.

@@ -2,6 +2,7 @@
 
 use super::fork;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::c_void;
 use std::io;
 use std::num::NonZeroUsize;
@@ -13,6 +14,11 @@ use std::ptr::NonNull;
 pub(crate) enum Access {
     ReadOnly,
     ReadWrite,
+}
+
+/// Under Miri, which maps nothing, memory comes from the heap.
+fn heap_layout(len: NonZeroUsize) -> Layout {
+    Layout::from_size_align(len.get(), 4096).unwrap_or(Layout::new::<u64>())
 }
 
 /// A mapped range. Forked children do not inherit it.
@@ -31,6 +37,12 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps the first `len` bytes of `memory`, shared.
     pub(crate) fn new(memory: &impl AsFd, len: usize, access: Access) -> io::Result<Self> {
+        Self::part(memory, 0, len, access)
+    }
+
+    /// Maps `len` bytes of `memory` from a whole page on, shared.
+    pub(super) fn part(memory: &impl AsFd, offset: usize, len: usize, access: Access) -> io::Result<Self> {
+        let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         let len = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         let protection = match access {
             Access::ReadOnly => ProtFlags::PROT_READ,
@@ -38,7 +50,7 @@ impl Mapping {
         };
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: no address is asked for, so no existing mapping is touched.
-        let base = unsafe { mmap(None, len, protection, flags, memory, 0) }?;
+        let base = unsafe { mmap(None, len, protection, flags, memory, offset) }?;
         let mapping = Self::keep(base, len)?;
         // A core dump reads every page, which makes memory of the holes: of a sparse arena, more than there is.
         // SAFETY: the range was mapped just now; DONTDUMP changes nothing in it.
@@ -49,6 +61,11 @@ impl Mapping {
     /// Reserves `len` bytes that nobody else ever sees, writable; pages come as they are touched.
     pub(crate) fn private(len: usize) -> io::Result<Self> {
         let len = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        if cfg!(miri) {
+            // SAFETY: the length is not zero.
+            let base = NonNull::new(unsafe { alloc_zeroed(heap_layout(len)) }).ok_or(io::ErrorKind::OutOfMemory)?;
+            return Ok(Self { base: base.cast(), len, fork: fork::generation() });
+        }
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         // SAFETY: no address is asked for, so no existing mapping is touched.
         let base = unsafe { mmap_anonymous(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
@@ -66,6 +83,11 @@ impl Mapping {
     pub(super) fn discard(&self, offset: usize, len: usize) -> nix::Result<()> {
         if offset.checked_add(len).is_none_or(|end| end > self.len.get()) {
             return Err(nix::errno::Errno::EINVAL);
+        }
+        if cfg!(miri) {
+            // SAFETY: as below.
+            unsafe { self.base().byte_add(offset).write_bytes(0, len) };
+            return Ok(());
         }
         // SAFETY: the part lies in the range, whose users ask for this only where nothing is kept.
         unsafe { madvise(self.base.byte_add(offset), len, MmapAdvise::MADV_DONTNEED) }
@@ -88,7 +110,10 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // A forked child does not have the range; what it has there now, if anything, is its own.
-        if self.is_here() {
+        if cfg!(miri) {
+            // SAFETY: `private` made it, of this layout: nothing else is mapped under Miri.
+            unsafe { dealloc(self.base().as_ptr(), heap_layout(self.len)) };
+        } else if self.is_here() {
             // SAFETY: the range is ours and nobody keeps a pointer into it past this value.
             let _ = unsafe { munmap(self.base, self.len.get()) };
         }

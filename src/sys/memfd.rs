@@ -23,6 +23,17 @@ pub enum BadMemory {
     /// It could still be truncated, grown or resealed.
     #[error("not sealed against shrinking, growing and resealing")]
     Seals,
+    /// It could still be written.
+    #[error("not sealed against writing")]
+    Writable,
+    /// Pages of it do not exist: whoever read them would pay for them.
+    #[error("only {found} of {announced} bytes exist")]
+    Holes {
+        /// How many bytes exist as pages.
+        found: u64,
+        /// How many were announced.
+        announced: u64,
+    },
     /// It is not as large as announced.
     #[error("{found} bytes where {announced} were announced")]
     Size {
@@ -86,21 +97,9 @@ impl Memfd {
     /// Creates a sparse one, sealed against every change of size. `len` is clamped to the process's file size limit,
     /// beyond which the kernel kills.
     pub(crate) fn create(name: &CStr, len: usize) -> io::Result<Self> {
-        let (soft, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
-        let len = len.min(usize::try_from(soft).unwrap_or(usize::MAX)) & !(PAGE - 1);
-        // MFD_NOEXEC_SEAL, which nix does not name yet; kernels before 6.3 refuse it.
-        let no_exec = MFdFlags::from_bits_retain(8);
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let fd = {
-            let mut making = fork::making();
-            making.keep(match memfd_create(name, flags | no_exec) {
-                Err(Errno::EINVAL) => memfd_create(name, flags)?,
-                other => other?,
-            })
-        };
+        let len = len.min(file_size_limit()?) & !(PAGE - 1);
+        let fd = new(name)?;
         ftruncate(&fd, i64::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?)?;
-        // The inode's own mode decides who may re-open it through /proc/self/fd for writing.
-        fchmod(&fd, Mode::S_IRUSR)?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
         let id = FileId::of(&fstat(&fd)?);
@@ -119,30 +118,13 @@ impl Memfd {
 
     /// Takes what a peer sent, if it is what it has to be: this is the check that makes SIGBUS impossible.
     pub(crate) fn check(fd: NoForkFd, announced: u64, limit: u64) -> Result<Self, BadMemory> {
-        if announced == 0 || announced > limit {
-            return Err(BadMemory::TooLarge { announced, limit });
-        }
-        let len = usize::try_from(announced).map_err(|_| BadMemory::TooLarge { announced, limit })?;
-        if !tmpfs(fd.as_fd())? {
-            return Err(BadMemory::Kind);
-        }
-        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| BadMemory::Kind)?;
-        let fixed = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        if !SealFlag::from_bits_retain(seals).contains(fixed) {
-            return Err(BadMemory::Seals);
-        }
-        let stat = fstat(&fd).map_err(BadMemory::Unreadable)?;
-        if u64::try_from(stat.st_size) != Ok(announced) {
-            return Err(BadMemory::Size { found: stat.st_size.unsigned_abs(), announced });
-        }
-        Ok(Self { fd, len, id: FileId::of(&stat) })
+        let Facts { len, id, .. } = examine(fd.as_fd(), announced, limit)?;
+        Ok(Self { fd, len, id })
     }
 
     /// A descriptor of the same memory that can only be mapped for reading.
     pub(crate) fn reopen_read_only(&self) -> io::Result<NoForkFd> {
-        let path = format!("/proc/self/fd/{}", self.as_fd().as_raw_fd());
-        let mut making = fork::making();
-        Ok(making.keep(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?))
+        reopen_read_only(self.as_fd())
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -159,6 +141,77 @@ impl AsFd for Memfd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// What is known of memory that a peer sent.
+struct Facts {
+    len: usize,
+    id: FileId,
+    seals: SealFlag,
+    resident: u64,
+}
+
+/// Checks what all memory of a peer has to be: nothing that can shrink under its reader.
+fn examine(fd: BorrowedFd<'_>, announced: u64, limit: u64) -> Result<Facts, BadMemory> {
+    if announced == 0 || announced > limit {
+        return Err(BadMemory::TooLarge { announced, limit });
+    }
+    let len = usize::try_from(announced).map_err(|_| BadMemory::TooLarge { announced, limit })?;
+    if !tmpfs(fd)? {
+        return Err(BadMemory::Kind);
+    }
+    let seals = SealFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| BadMemory::Kind)?);
+    if !seals.contains(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL) {
+        return Err(BadMemory::Seals);
+    }
+    let stat = fstat(fd).map_err(BadMemory::Unreadable)?;
+    if u64::try_from(stat.st_size) != Ok(announced) {
+        return Err(BadMemory::Size { found: stat.st_size.unsigned_abs(), announced });
+    }
+    Ok(Facts { len, id: FileId::of(&stat), seals, resident: stat.st_blocks.unsigned_abs().saturating_mul(512) })
+}
+
+/// Checks memory that nobody is to be able to change any more, and that is there already, all of it: only then can it be
+/// read where it lies without anybody's word for it. Tells how long it is and which file.
+pub(crate) fn check_sealed(fd: BorrowedFd<'_>, announced: u64, limit: u64) -> Result<(usize, FileId), BadMemory> {
+    let Facts { len, id, seals, resident } = examine(fd, announced, limit)?;
+    if !seals.contains(SealFlag::F_SEAL_WRITE) && !cfg!(strait_plant = "no-seal") {
+        return Err(BadMemory::Writable);
+    }
+    if resident < announced {
+        return Err(BadMemory::Holes { found: resident, announced });
+    }
+    Ok((len, id))
+}
+
+/// An empty one without seals.
+pub(super) fn new(name: &CStr) -> io::Result<NoForkFd> {
+    // MFD_NOEXEC_SEAL, which nix does not name yet; kernels before 6.3 refuse it.
+    let no_exec = MFdFlags::from_bits_retain(8);
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let fd = {
+        let mut making = fork::making();
+        making.keep(match memfd_create(name, flags | no_exec) {
+            Err(Errno::EINVAL) => memfd_create(name, flags)?,
+            other => other?,
+        })
+    };
+    // The inode's own mode decides who may re-open it through /proc/self/fd for writing.
+    fchmod(&fd, Mode::S_IRUSR)?;
+    Ok(fd)
+}
+
+/// A descriptor of the same memory that can only be mapped for reading.
+pub(super) fn reopen_read_only(fd: BorrowedFd<'_>) -> io::Result<NoForkFd> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let mut making = fork::making();
+    Ok(making.keep(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?))
+}
+
+/// How large a file this process may make; beyond it the kernel kills.
+pub(super) fn file_size_limit() -> io::Result<usize> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    Ok(usize::try_from(soft).unwrap_or(usize::MAX))
 }
 
 /// Whether a file is memory.

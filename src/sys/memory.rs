@@ -58,7 +58,8 @@ enum Source {
 impl Memory {
     /// Reserves `len` bytes (cut to whole pages) and maps them writable. Pages come with [`commit`](Self::commit).
     pub(crate) fn create(backing: Backing, len: usize, writable: Writable) -> io::Result<Self> {
-        Ok(match backing {
+        // Miri knows no shared memory.
+        Ok(match if cfg!(miri) { Backing::Heap } else { backing } {
             Backing::Memfd => {
                 let memfd = Memfd::create(c"strait-arena", len)?;
                 let map = Mapping::new(&memfd, memfd.len(), Access::ReadWrite)?;

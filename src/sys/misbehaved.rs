@@ -1,6 +1,8 @@
 //! The rules a peer can break, one variant each. Whoever finds one broken ends that session and nothing else; the
 //! floors above only carry the value upwards.
 
+#[cfg(not(strait_loom))]
+use super::memfd::BadMemory;
 use thiserror::Error;
 
 /// A rule of the protocol that the peer broke. Finding one ends the session it was found in, with both sides told; the
@@ -40,6 +42,10 @@ pub enum PeerMisbehaved {
     /// A message inside its slots claims no words, or more than may be, or something that travels beside it.
     #[error("message of {0} words inside its slots, or with something beside it")]
     InsideLength(u16),
+    /// The memory of a sealed message is not what it has to be.
+    #[cfg(not(strait_loom))]
+    #[error("the memory of a sealed message is unusable: {0}")]
+    NotSealed(BadMemory),
     /// A message, or a slot of returns, that names no memory.
     #[error("a slot without a handle")]
     NoHandle,

@@ -33,4 +33,6 @@ pub(crate) mod readiness;
 #[cfg(not(strait_loom))]
 pub(crate) mod seqpacket;
 pub(crate) mod sync;
+#[cfg(not(strait_loom))]
+pub(crate) mod unsealed;
 pub(crate) mod words;

@@ -6,6 +6,11 @@ pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(not(strait_loom))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+/// How the end of what was published is told to those who still read it. Its partner is the acquire in
+/// [`Rising::now`](crate::wait::Rising::now).
+pub(crate) const RAISE: Ordering =
+    if cfg!(strait_plant = "relaxed-end") { Ordering::Relaxed } else { Ordering::AcqRel };
+
 /// How a word that makes earlier stores visible is stored. Its partner is the acquire fence in
 /// [`PeerWords::acquire`](super::words::PeerWords::acquire).
 pub(crate) const PUBLISH: Ordering =

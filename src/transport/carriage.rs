@@ -257,7 +257,7 @@ impl Route {
     /// Makes a packet of how far the ring was emptied, if that is so much further than the other side knows.
     fn tell_cursor(&mut self, further: u64, packet: &mut Vec<u8>) -> bool {
         let cursor = ring::cursor(&self.own);
-        if cursor - self.cursor < further {
+        if cursor.saturating_sub(self.cursor) < further {
             return false;
         }
         self.cursor = cursor;
@@ -267,7 +267,7 @@ impl Route {
     }
 
     fn slots(&self) -> u32 {
-        ((self.own.len() - area::SLOTS) / ring::SLOT) as u32
+        (self.own.len().saturating_sub(area::SLOTS) / ring::SLOT) as u32
     }
 }
 
@@ -285,7 +285,8 @@ impl Sending {
     }
 
     fn add(&mut self, packet: &mut Vec<u8>) -> bool {
-        self.done += self.frozen.carry(self.done, PACKET - packet.len(), packet);
+        let room = PACKET.saturating_sub(packet.len());
+        self.done = self.done.saturating_add(self.frozen.carry(self.done, room, packet));
         self.done == self.frozen.carried_bytes()
     }
 }
@@ -367,7 +368,7 @@ fn add(
 
 fn put(area: &Area, filling: &mut Filling, slot: &Payload) -> (usize, Knock) {
     ring::fill(&area.words, filling.filled, slot);
-    filling.filled += 1;
+    filling.filled = filling.filled.wrapping_add(1);
     (area.words.address(), Knock::FILLED)
 }
 

@@ -304,6 +304,11 @@ pub(crate) struct Writer<const N: usize> {
     pub(crate) at: usize,
 }
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "what is written is this side's own, and of sizes that fit: the tests fill each frame"
+)]
 impl<const N: usize> Writer<N> {
     pub(crate) fn raw(&mut self, field: &[u8]) -> &mut Self {
         self.bytes[self.at..self.at + field.len()].copy_from_slice(field);

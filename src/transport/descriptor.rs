@@ -9,10 +9,14 @@
 //! | 5, 6 | a returned handle, or 0 | handle or 0 | the message |
 //!
 //! What does not fit of a message inside is in the slots after this one, seven words in each.
+//!
+//! A sealed message is kind 4, and otherwise as a message up to word 2; word 3 is how many words its memory has, word 4 the
+//! tag of its root in bits 0..16, if bit 16 says that it has one.
 
 use crate::ring::Payload;
 use crate::shm::handle::Handle;
 use crate::shm::inside::{INSIDE_WORDS, Inside};
+use crate::shm::sealed::SealedAt;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::passed::Fds;
 
@@ -63,6 +67,8 @@ pub(crate) enum Kind {
     Lent,
     /// A message inside, or its beginning.
     Inside,
+    /// A message in memory of its own.
+    Sealed,
     /// Handles that go home.
     Returns,
 }
@@ -82,6 +88,8 @@ pub(crate) const RETURNS: usize = 3;
 const MESSAGE: u64 = 1;
 const RETURNED: u64 = 2;
 const INSIDE: u64 = 3;
+const SEALED: u64 = 4;
+const HAS_TAG: u64 = 1 << 16;
 
 impl Parcel<'_> {
     /// The same with its number, which counts the messages of a direction, from 1.
@@ -109,6 +117,14 @@ impl Envelope {
         }
         let word = |index| words.get(index).copied().unwrap_or(0);
         (Self([head, 0, 0, word(0), word(1), word(2), word(3)]), &[])
+    }
+
+    /// Of a message in sealed memory, which is passed with it.
+    #[cold]
+    pub(crate) fn sealed(at: SealedAt) -> Self {
+        let SealedAt { words, segments, blobs, tag } = at;
+        let tag = tag.map_or(0, |tag| HAS_TAG | u64::from(tag));
+        Self([SEALED | u64::from(segments) << 16 | u64::from(blobs) << 32, 0, 0, words, tag, 0, 0])
     }
 
     /// The same with how many file descriptors come through the socket.
@@ -216,6 +232,15 @@ impl Envelope {
         if self.carries_returns() { Handle::from_words([self.0[3], self.0[4]]) } else { None }
     }
 
+    /// Of a sealed message: where it lies in its memory.
+    #[cold]
+    pub(crate) fn sealed_at(&self) -> Option<SealedAt> {
+        let [head, _, _, words, tag, ..] = self.0;
+        let tag = (tag & HAS_TAG != 0).then_some(tag as u16);
+        let at = SealedAt { words, segments: self.segments(), blobs: self.blobs(), tag };
+        (head & 0xFF == SEALED).then_some(at)
+    }
+
     #[inline]
     pub(crate) fn words(&self) -> &Payload {
         &self.0
@@ -237,7 +262,8 @@ impl Envelope {
             }
             INSIDE => Err(PeerMisbehaved::InsideLength(self.segments())),
             RETURNED if self.returns().iter().any(Option::is_some) => Ok(Kind::Returns),
-            MESSAGE | RETURNED => Err(PeerMisbehaved::NoHandle),
+            SEALED if self.fds() > 0 => Ok(Kind::Sealed),
+            MESSAGE | RETURNED | SEALED => Err(PeerMisbehaved::NoHandle),
             kind => Err(PeerMisbehaved::UnknownSlotKind(kind as u8)),
         }
     }
@@ -297,7 +323,7 @@ impl Descriptor {
     pub(crate) fn from_words(payload: Payload) -> Result<Self, PeerMisbehaved> {
         let envelope = Envelope(payload);
         match envelope.check()? {
-            Kind::Lent | Kind::Inside => Ok(Self::Message(envelope)),
+            Kind::Lent | Kind::Inside | Kind::Sealed => Ok(Self::Message(envelope)),
             Kind::Returns => Ok(Self::Returns(envelope.returns())),
         }
     }
@@ -320,11 +346,14 @@ mod tests {
         let inside = inside.marked(ASKS, 7, None).numbered(6);
         let (long, rest) = Envelope::inside(&[1, 2, 3, 4, 5, 6]);
         assert_eq!(rest, [5, 6]);
+        let at = SealedAt { words: u64::MAX, segments: 512, blobs: 255, tag: Some(u16::MAX) };
+        let sealed = Envelope::sealed(at).passing(1).marked(MORE, 7, Some(2)).numbered(8);
         for descriptor in [
             Descriptor::Message(plain),
             Descriptor::Message(full),
             Descriptor::Message(inside),
             Descriptor::Message(long),
+            Descriptor::Message(sealed),
             Descriptor::Returns([Some(Return { handle: handle(1), times: 1 }), None, None]),
             Descriptor::Returns([1, 2, 3].map(|n| Some(Return { handle: handle(n.into()), times: n }))),
             Descriptor::Returns([4, 5, 6].map(|n| Some(Return { handle: handle(n), times: TIMES_MAX }))),
@@ -337,17 +366,25 @@ mod tests {
         assert_eq!((inside.lent_as(), inside.returned()), (None, None));
         assert_eq!(inside.open_inside().words(), [1, 2, 3]);
         assert_eq!(long.open_inside().words()[..4], [1, 2, 3, 4]);
+        assert_eq!((sealed.sealed_at(), sealed.returned(), sealed.lent_as()), (Some(at), None, None));
+        assert_eq!((plain.sealed_at(), inside.sealed_at()), (None, None));
+        for tag in [None, Some(0)] {
+            let at = SealedAt { words: 1, segments: 1, blobs: 0, tag };
+            assert_eq!(Envelope::sealed(at).sealed_at(), Some(at));
+        }
     }
 
     #[test]
     fn unknown_kinds_and_empty_handles_are_misbehaviour() {
-        for kind in (0..=255).filter(|kind| ![MESSAGE, RETURNED, INSIDE].contains(kind)) {
+        for kind in (0..=255).filter(|kind| ![MESSAGE, RETURNED, INSIDE, SEALED].contains(kind)) {
             let found = Descriptor::from_words([kind, 1, 0, 1, 1, 0, 0]);
             assert_eq!(found, Err(PeerMisbehaved::UnknownSlotKind(kind as u8)));
         }
         for kind in [MESSAGE, RETURNED] {
             assert_eq!(Descriptor::from_words([kind, 0, 0, 0, 0, 0, 0]), Err(PeerMisbehaved::NoHandle));
         }
+        // Sealed memory comes as a descriptor.
+        assert_eq!(Descriptor::from_words([SEALED | 1 << 16, 1, 0, 9, 0, 0, 0]), Err(PeerMisbehaved::NoHandle));
         for words in [0, INSIDE_WORDS as u64 + 1, 0xFFFF] {
             let found = Descriptor::from_words([INSIDE | words << 16, 1, 0, 1, 1, 0, 0]);
             assert_eq!(found, Err(PeerMisbehaved::InsideLength(words as u16)));

@@ -3,6 +3,7 @@
 
 mod carry;
 mod channels;
+mod closing;
 mod hold;
 mod keeping;
 mod outgoing;
@@ -48,6 +49,8 @@ pub(crate) struct LinkParts {
     pub(crate) meeting: Meeting,
     pub(crate) arena: Arena,
     pub(crate) quota: LoanQuota,
+    /// The most bytes of a piece of the peer's memory that are mapped.
+    pub(crate) memory_max: u64,
     /// Of the peer's user, if that has a quota; and this session's place in it.
     pub(crate) account: Option<(Arc<Account>, Counted)>,
     pub(crate) fence: Fence,
@@ -292,7 +295,7 @@ impl Core {
 
     /// Cuts the memory for this side's half of another channel.
     pub(crate) fn cut_area(&self, slots: u32) -> Result<(Arc<OwnWords>, AreaAt), CutProblem> {
-        cut_area(self.arena(), slots, self.loans.account())
+        cut_area(self.arena(), slots, self.parts.account.as_ref().map(|(account, _)| account))
     }
 
     pub(crate) fn loans(&self) -> &Loans {
@@ -301,6 +304,11 @@ impl Core {
 
     pub(crate) fn fence(&self) -> Fence {
         self.parts.fence
+    }
+
+    /// The most bytes of a piece of the peer's memory that are mapped.
+    pub(crate) fn memory_max(&self) -> u64 {
+        self.parts.memory_max
     }
 }
 

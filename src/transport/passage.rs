@@ -18,6 +18,10 @@ pub(super) struct Window {
     taken: u64,
 }
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "`taken` is kept only if it is no more than `passed`, and both count descriptors"
+)]
 impl Window {
     pub(super) fn has_room(&self, count: usize) -> bool {
         self.passed - self.taken + count as u64 <= WINDOW
@@ -50,6 +54,7 @@ pub(super) struct Account {
     told: u64,
 }
 
+#[expect(clippy::arithmetic_side_effects, reason = "counts of descriptors that came, at most 64 at a time")]
 impl Account {
     pub(super) fn arrived(&mut self, count: usize) -> Result<(), PeerMisbehaved> {
         let here = self.here + count as u64;
@@ -60,14 +65,18 @@ impl Account {
         Ok(())
     }
 
-    /// So many are no longer on their way; `Some` if it is time to tell the peer how many in all.
-    pub(super) fn took(&mut self, count: usize) -> Option<u64> {
+    /// So many are no longer on their way. True if it is time to tell the peer.
+    pub(super) fn took(&mut self, count: usize) -> bool {
         self.here = self.here.saturating_sub(count as u64);
         self.taken += count as u64;
-        (self.taken - self.told >= WINDOW / 2).then(|| {
-            self.told = self.taken;
-            self.taken
-        })
+        self.taken - self.told >= WINDOW / 2
+    }
+
+    /// How many were taken in all, unless the peer was told so already. What is told must be said before anyone asks again:
+    /// the peer takes a smaller number after a larger one for a breach.
+    pub(super) fn tell(&mut self) -> Option<u64> {
+        let told = std::mem::replace(&mut self.told, self.taken);
+        (told < self.taken).then_some(self.taken)
     }
 }
 
@@ -133,8 +142,9 @@ mod tests {
             }
             // Everything is taken: then there is room for anything.
             for count in under_way.drain(..) {
-                if let Some(total) = account.took(count) {
-                    assert_eq!(window.taken(total), Ok(()));
+                if account.took(count) {
+                    assert_eq!(window.taken(account.tell().expect("news")), Ok(()));
+                    assert_eq!(account.tell(), None);
                 }
             }
             assert!(window.has_room(PASSED_MAX));
@@ -146,7 +156,7 @@ mod tests {
         let mut account = Account::default();
         assert_eq!((account.arrived(64), account.arrived(64)), (Ok(()), Ok(())));
         assert_eq!(account.arrived(1), Err(PeerMisbehaved::TooManyDescriptors(129)));
-        assert_eq!(account.took(1), None);
+        assert!(!account.took(1));
         assert_eq!(account.arrived(1), Ok(()));
     }
 
@@ -183,5 +193,87 @@ mod tests {
         assert!(matches!(arrivals.take(5), Some(Passed::Here(fds)) if fds == ["a", "b"]));
         assert!(arrivals.take(5).is_none());
         assert_eq!(arrivals.are_here(5, 2), Err(PeerMisbehaved::DescriptorsOutOfTurn { message: 5 }));
+    }
+}
+
+/// A sender and several receivers of a session, whatever the order in which their threads get to run.
+#[cfg(all(test, not(miri)))]
+mod schedules {
+    use super::*;
+    use shuttle::sync::mpsc::channel;
+    use shuttle::sync::{Arc, Condvar, Mutex};
+    use shuttle::thread;
+
+    /// Descriptors of eight messages, any two of which fit the window.
+    const COUNTS: [usize; 8] = [64, 64, 64, 63, 64, 1, 64, 64];
+
+    /// `in_turn`: nobody asks what to tell before the last to ask has told it.
+    fn conversation(in_turn: bool) {
+        let (frames, arriving) = channel();
+        let (told, hearing) = channel();
+        let window = Arc::new((Mutex::new(Window::default()), Condvar::new()));
+        let account = Arc::new((Mutex::new(Account::default()), Mutex::new(())));
+        let mut threads = Vec::new();
+        threads.push(thread::spawn({
+            let window = window.clone();
+            move || {
+                for count in COUNTS {
+                    let mut open = window.0.lock().unwrap();
+                    while !open.pass(count) {
+                        open = window.1.wait(open).unwrap();
+                    }
+                    drop(open);
+                    frames.send(count).unwrap();
+                }
+            }
+        }));
+        // The other side's receivers, each with every other message.
+        let mut receivers = Vec::new();
+        for _ in 0..2 {
+            let (message, messages) = channel::<usize>();
+            receivers.push(message);
+            let (account, told) = (account.clone(), told.clone());
+            threads.push(thread::spawn(move || {
+                while let Ok(count) = messages.recv() {
+                    if !account.0.lock().unwrap().took(count) {
+                        continue;
+                    }
+                    let _turn = in_turn.then(|| account.1.lock().unwrap());
+                    let total = account.0.lock().unwrap().tell();
+                    if let Some(total) = total {
+                        told.send(total).unwrap();
+                    }
+                }
+            }));
+        }
+        drop(told);
+        threads.push(thread::spawn(move || {
+            for (index, receiver) in (0..COUNTS.len()).zip(receivers.iter().cycle()) {
+                let count = arriving.recv().unwrap();
+                account.0.lock().unwrap().arrived(count).expect("an honest sender");
+                receiver.send(count).unwrap_or_else(|_| panic!("message {index}"));
+            }
+        }));
+        threads.push(thread::spawn(move || {
+            while let Ok(total) = hearing.recv() {
+                window.0.lock().unwrap().taken(total).expect("an honest receiver");
+                window.1.notify_all();
+            }
+        }));
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    #[test]
+    fn nobody_breaks_a_rule_and_nobody_waits_for_ever() {
+        // As many as take a second or two; a hundred times as many at the other levels of `tests/storm`.
+        let times = if std::env::var_os("STRAIT_LEVEL").is_some() { 100 } else { 1 };
+        shuttle::check_random(|| conversation(true), 1_000 * times);
+        shuttle::check_pct(|| conversation(true), 100 * times, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "an honest receiver")]
+    fn the_harness_finds_what_is_wrong() {
+        shuttle::check_random(|| conversation(false), 10_000);
     }
 }

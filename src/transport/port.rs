@@ -17,10 +17,10 @@ use crate::sys::brief::Brief;
 use crate::sys::futex::Bell;
 use crate::sys::misbehaved::PeerMisbehaved;
 use crate::sys::passed::Passed;
-use crate::wait::Deadline;
+use crate::wait::{Deadline, Rising};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use thiserror::Error;
 
 /// See the module's own words.
@@ -29,7 +29,7 @@ pub(crate) struct Port {
     number: u32,
     name: String,
     pub(crate) bell: Bell,
-    state: AtomicU32,
+    state: Rising,
     /// Whether the news have any request that was cancelled.
     any_cancelled: AtomicBool,
     /// Whoever receives holds it meanwhile, which nobody else waits for; gone with the lane.
@@ -101,7 +101,7 @@ impl Port {
             number,
             name,
             bell: Bell::default(),
-            state: AtomicU32::new(if finished { FINISHED } else { OPEN }),
+            state: Rising::new(if finished { FINISHED } else { OPEN }),
             any_cancelled: AtomicBool::new(cancelled),
             inbox: Brief::new(Some(inbox)),
             owed: Brief::default(),
@@ -130,7 +130,7 @@ impl Port {
     /// Ends the channel from outside: wakes whoever sleeps on it.
     pub(super) fn end(&self, over: bool) {
         // Partner: `condition`. What was published before the end stays readable.
-        self.state.fetch_max(if over { OVER } else { DRAINING }, Ordering::AcqRel);
+        self.state.raise(if over { OVER } else { DRAINING });
         self.bell.ring();
         self.door.tell(Knock::ALL);
     }
@@ -138,7 +138,7 @@ impl Port {
     /// The peer sends no more: whoever waits for a message learns it once the ring is empty.
     pub(super) fn finish(&self) {
         // Partner: `condition`. What was published before is found first.
-        self.state.fetch_max(FINISHED, Ordering::AcqRel);
+        self.state.raise(FINISHED);
         self.bell.ring();
         self.door.tell(Knock::FILLED);
     }
@@ -153,7 +153,7 @@ impl Port {
     #[inline]
     pub(super) fn condition(&self) -> u32 {
         // Partner: `end`, `finish`.
-        if self.core().is_forked() { OVER } else { self.state.load(Ordering::Acquire) }
+        if self.core().is_forked() { OVER } else { self.state.now() }
     }
 
     #[inline]

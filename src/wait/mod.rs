@@ -12,6 +12,7 @@
 mod deadline;
 mod notify;
 mod patience;
+mod rising;
 #[cfg(all(test, not(strait_loom)))]
 mod tests;
 
@@ -21,6 +22,7 @@ pub(crate) use notify::{Crier, waits_at_door};
 pub(crate) use notify::{Notifier, Roused, Sleeper};
 pub(crate) use patience::Patience;
 pub use patience::Wait;
+pub(crate) use rising::Rising;
 
 use crate::sys::futex::{self, Bell, Spot};
 use std::time::{Duration, Instant};

@@ -3,7 +3,7 @@
 use super::AS_ROLE;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 /// A process in a role. Killed on drop, so that a failing case leaves none.
 pub struct Peer {
@@ -64,6 +64,11 @@ impl Peer {
         self.input = None;
         let status = self.child.wait().expect("wait");
         assert!(status.success(), "the peer failed: {status}");
+    }
+
+    /// Waits for its end, whatever that is.
+    pub fn end(mut self) -> ExitStatus {
+        self.child.wait().expect("wait")
     }
 
     pub fn kill(mut self) {

@@ -2,6 +2,7 @@
 //! close. Knows numbers and areas, not names or schemas.
 
 use super::Core;
+use super::closing::{Closing, Phase, Who};
 use super::passing::Arrived;
 use crate::ring;
 use crate::shm::account::Account;
@@ -27,26 +28,12 @@ pub(super) struct Entry {
     pub(super) news: Arc<News>,
     /// The other side's half, while this side looks at it.
     pub(super) theirs: Weak<PeerWords>,
-    pub(super) here: Phase,
-    pub(super) there: Phase,
+    /// With what was closed here, until the other side has filled its last slot.
+    pub(super) closing: Closing<Inbox>,
     /// Descriptors of messages that were not received yet.
     pub(super) arrivals: Arrivals<Arrived>,
-    /// What was closed here, until the other side has filled its last slot.
-    inbox: Option<Inbox>,
     /// This side's ring that many read, the other side among them, for as long as that may look.
     pub(super) stage: Option<Arc<OwnWords>>,
-}
-
-/// How far a side is with a channel. It closes when its application is done with it, and tells the other side. Until that
-/// has closed as well, it may have filled more slots, so they are emptied once more then; who has done that leaves and says
-/// so. Then the other side has its half to itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    Open,
-    /// Fills no more slots.
-    Closed,
-    /// Empties none either: does not look at the other side's half.
-    Left,
 }
 
 impl Entry {
@@ -56,10 +43,8 @@ impl Entry {
             port: Weak::new(),
             news: Arc::default(),
             theirs: Weak::new(),
-            here: Phase::Open,
-            there: Phase::Open,
+            closing: Closing::default(),
             arrivals: Arrivals::default(),
-            inbox: None,
             stage: None,
         }
     }
@@ -67,7 +52,7 @@ impl Entry {
     /// Whether the other side has emptied all that was filled here, as far as can be seen now.
     fn is_emptied(&self) -> bool {
         // Where both have closed, each empties the other's half by itself and may be done with its own.
-        self.here.min(self.there) > Phase::Open
+        self.closing.here().min(self.closing.there()) > Phase::Open
             || self.theirs.upgrade().is_none_or(|theirs| ring::is_emptied(&self.area, &theirs))
     }
 }
@@ -80,7 +65,11 @@ impl Core {
 
     /// This side's half of a channel that is open here.
     pub(super) fn area_of(&self, number: u32) -> Option<Arc<OwnWords>> {
-        self.channels.lock().get(&number).filter(|entry| entry.here == Phase::Open).map(|entry| entry.area.clone())
+        self.channels
+            .lock()
+            .get(&number)
+            .filter(|entry| entry.closing.here() == Phase::Open)
+            .map(|entry| entry.area.clone())
     }
 
     pub(super) fn port_of(&self, number: u32) -> Option<Arc<Port>> {
@@ -118,9 +107,8 @@ impl Core {
     pub(super) fn closed_there(&self, number: u32) -> Result<(), PeerMisbehaved> {
         let mut channels = self.channels.lock();
         let entry = channels.get_mut(&number).ok_or(PeerMisbehaved::ChannelNumber(number))?;
-        entry.there = entry.there.max(Phase::Closed);
+        let inbox = entry.closing.closed_there();
         let port = entry.port.upgrade();
-        let inbox = entry.inbox.take();
         drop(channels);
         if let Some(port) = port {
             port.end(false);
@@ -134,12 +122,12 @@ impl Core {
 
     /// The other side has emptied this side's slots for the last time, all of them. Whoever closes second says only this.
     pub(super) fn left_there(&self, number: u32) -> Result<(), PeerMisbehaved> {
-        let closed_here = self.channels.lock().get(&number).is_some_and(|entry| entry.here > Phase::Open);
+        let closed_here = self.channels.lock().get(&number).is_some_and(|entry| entry.closing.may_leave());
         if !closed_here {
             return Err(PeerMisbehaved::ChannelNumber(number));
         }
         self.closed_there(number)?;
-        self.left(number, |entry| &mut entry.there);
+        self.left(number, Who::There);
         Ok(())
     }
 
@@ -201,27 +189,27 @@ impl Core {
         let inbox = self.empty(inbox);
         let mut channels = self.channels.lock();
         let Some(entry) = channels.get_mut(&number) else { return };
-        entry.here = Phase::Closed;
-        let open_there = entry.there == Phase::Open;
+        let tell = entry.closing.close();
         let unwanted = entry.arrivals.take_all();
         drop(channels);
         if self.mirror.is_some() {
             self.copied.lock().retain(|_, known| known.number != number);
         }
         self.took(unwanted.iter().map(Passed::sent).sum());
-        if open_there {
+        if tell {
             self.send(&Control::ChannelClosed { number });
         }
         // Or the peer was cut off.
         let Some(inbox) = inbox else { return };
         // Only now, so that nobody says that this side has left before it was said to have closed.
         let mut channels = self.channels.lock();
-        match channels.get_mut(&number) {
-            Some(entry) if entry.there == Phase::Open => entry.inbox = Some(inbox),
-            _ => {
-                drop(channels);
-                self.leave(number, inbox);
-            }
+        let inbox = match channels.get_mut(&number) {
+            Some(entry) => entry.closing.said(inbox),
+            None => Some(inbox),
+        };
+        drop(channels);
+        if let Some(inbox) = inbox {
+            self.leave(number, inbox);
         }
     }
 
@@ -229,15 +217,14 @@ impl Core {
     fn leave(&self, number: u32, inbox: Inbox) {
         drop(self.empty(inbox));
         self.send(&Control::ChannelLeft { number });
-        self.left(number, |entry| &mut entry.here);
+        self.left(number, Who::Here);
     }
 
     /// One side has left. Once both have, the channel is over, and counts no longer in either.
-    fn left(&self, number: u32, side: fn(&mut Entry) -> &mut Phase) {
+    fn left(&self, number: u32, who: Who) {
         let mut channels = self.channels.lock();
         let Some(entry) = channels.get_mut(&number) else { return };
-        *side(entry) = Phase::Left;
-        let over = entry.here.min(entry.there) == Phase::Left;
+        let over = entry.closing.left(who);
         let entry = if over { channels.remove(&number) } else { None };
         // What it frees takes its time: not under the lock.
         drop(channels);
@@ -248,7 +235,7 @@ impl Core {
     /// itself.
     pub(super) fn abandon_inboxes(&self) {
         let mut channels = self.channels.lock();
-        let inboxes: Vec<_> = channels.values_mut().filter_map(|entry| entry.inbox.take()).collect();
+        let inboxes: Vec<_> = channels.values_mut().filter_map(|entry| entry.closing.abandon()).collect();
         drop(channels);
         drop(inboxes);
     }
@@ -273,7 +260,7 @@ pub(crate) fn cut_area(
         None => None,
         Some(account) => Some(account.channel().ok_or(CutProblem::TooMany)?),
     };
-    let block = arena.alloc(ring::area::words(slots) * WORD, AREA_ALIGN).map_err(CutProblem::Alloc)?;
+    let block = arena.alloc(ring::area::words(slots).saturating_mul(WORD), AREA_ALIGN).map_err(CutProblem::Alloc)?;
     let offset = block.offset();
     Ok((Arc::new(block.into_words(counted)), AreaAt { offset, slots }))
 }

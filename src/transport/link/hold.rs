@@ -1,7 +1,8 @@
 //! What users of a session hold of its link: while one does, the peer's memory may be read here.
 
 use super::carry::Copied;
-use super::channels::{Entry, Phase};
+use super::channels::Entry;
+use super::closing::Phase;
 use super::keeping::{Keeper, Keeping};
 use super::passing::Passing;
 use super::{Clerk, Core, LinkParts, leaves_nothing};
@@ -89,7 +90,7 @@ impl Link {
         let closed_there = channels.get_mut(&number).is_some_and(|entry| {
             entry.port = Arc::downgrade(&port);
             entry.theirs = theirs.clone();
-            entry.there > Phase::Open
+            entry.closing.there() > Phase::Open
         });
         drop(channels);
         if self.core().mirror.is_some()

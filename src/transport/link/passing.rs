@@ -1,7 +1,7 @@
 //! Descriptors of messages: ahead of their messages through the socket, and kept until those are received. The rules are
 //! in [`passage`](crate::transport::passage).
 
-use super::channels::Phase;
+use super::closing::Phase;
 use super::outgoing::Outbound;
 use super::{Core, leaves_nothing};
 use crate::shm::account::Counted;
@@ -21,6 +21,8 @@ pub(super) struct Passing {
     /// The window has more room, or something is over.
     moved: Condvar,
     account: Mutex<Account>,
+    /// Held by whoever tells the peer how many were taken.
+    telling: Mutex<()>,
 }
 
 /// A descriptor of a message that was not received yet. Closed before it counts no more.
@@ -96,9 +98,9 @@ impl Core {
             tracing::warn!(peer = self.peer_name(), number, message, sent, "descriptors of a message lost");
         }
         let mut channels = self.channels.lock();
-        let entry = channels.get_mut(&number).filter(|entry| entry.there == Phase::Open);
+        let entry = channels.get_mut(&number).filter(|entry| entry.closing.there() == Phase::Open);
         let entry = entry.ok_or(PeerMisbehaved::ChannelNumber(number))?;
-        if entry.here > Phase::Open || self.ended().is_some_and(leaves_nothing) {
+        if entry.closing.here() > Phase::Open || self.ended().is_some_and(leaves_nothing) {
             // Nobody will receive the message.
             drop(channels);
             self.took(count);
@@ -166,8 +168,12 @@ impl Core {
         if count == 0 {
             return;
         }
-        let tell = self.passing.account.lock().took(count);
-        if let Some(total) = tell {
+        if !self.passing.account.lock().took(count) {
+            return;
+        }
+        let _turn = self.passing.telling.lock();
+        let total = self.passing.account.lock().tell();
+        if let Some(total) = total {
             self.send(&Control::DescriptorsTaken { total });
         }
     }
