@@ -34,7 +34,8 @@ pub(crate) struct Options {
     /// How both sides wait.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "spin,adaptive,park")]
     wait: Vec<WaitMode>,
-    /// Which CPUs the two processes run on [default: split and same where there are two CPUs].
+    /// Which CPUs the two processes run on [default: split and same where there are two CPUs; none spins on
+    /// the same].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pin: Vec<Pin>,
     /// Microseconds between two requests, of the rows where they do not follow each other at once.
@@ -76,10 +77,10 @@ pub(crate) fn run(options: &Options, stop: &Stop) -> anyhow::Result<ExitCode> {
     };
     driver::beside_server(&[], |dir| messages(options, &mut Client::connect(dir, stop)?, &pins))?;
     if stop.signal().is_none() {
-        paced(options, &cpus)?;
+        paced(options, &cpus, stop)?;
     }
     if stop.signal().is_none() {
-        held(options)?;
+        held(options, stop)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -118,6 +119,9 @@ fn messages(options: &Options, client: &mut Client, pins: &[Pin]) -> anyhow::Res
         client.hold(&source, false)?;
         for &pin in pins {
             for &wait in &options.wait {
+                if wait == WaitMode::Spin && pin == Pin::Same && client.cpus().are_two() && options.pin.is_empty() {
+                    continue;
+                }
                 let (own, theirs) = client.cpus().places(pin);
                 let together = own.is_some() && own == theirs || !client.cpus().are_two();
                 let patience = if together { 1 } else { u32::MAX };
@@ -219,13 +223,13 @@ struct PacedRow {
 }
 
 /// The client works between its requests, so its CPU is awake; only what it spends in them is counted.
-fn paced(options: &Options, cpus: &Cpus) -> anyhow::Result<()> {
+fn paced(options: &Options, cpus: &Cpus, stop: &Stop) -> anyhow::Result<()> {
     const COLUMNS: [&str; 10] =
         ["wait", "pin", "every", "requests", "p50", "client CPU", "server CPU", "both", "sleeps", ""];
     let pin = if cpus.are_two() { Pin::Split } else { Pin::Same };
     let (own, theirs) = cpus.places(pin);
     cpus.go_to(own)?;
-    let host = Host::start(theirs)?;
+    let host = Host::start(theirs, stop)?;
     let gauges = [Gauge::own()?, host.gauge()?];
     let mut sheet = Sheet::new(options.json, 2, &COLUMNS);
     let mut curves = Vec::new();
@@ -324,12 +328,12 @@ struct HeldRow {
     server_descriptors: f64,
 }
 
-fn held(options: &Options) -> anyhow::Result<()> {
+fn held(options: &Options, stop: &Stop) -> anyhow::Result<()> {
     const COLUMNS: [&str; 9] =
         ["each of", "times", "client: resident", "private", "fds", "server: resident", "private", "fds", ""];
     let most = host::allow_descriptors()?.saturating_sub(200);
     let count = options.sessions.min(most / 2);
-    let host = Host::start(None)?;
+    let host = Host::start(None, stop)?;
     let gauges = [Gauge::own()?, host.gauge()?];
     let mut sheet = Sheet::new(options.json, 1, &COLUMNS);
     let mut short = None;

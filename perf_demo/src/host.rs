@@ -6,6 +6,7 @@
 use crate::cache_capnp::cache;
 use crate::cli::{self, WaitMode};
 use crate::floor::Line;
+use crate::stop::{OnStop, Stop};
 use anyhow::{Context, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use perf_demo::cpus::Cpus;
@@ -98,12 +99,18 @@ pub(crate) struct Host {
     apps: HashMap<&'static str, ClientApp>,
     /// Dropped after the host is gone.
     dir: TempDir,
+    _on_stop: OnStop,
 }
 
 impl Host {
-    /// Starts one; on that CPU, if any.
-    pub(crate) fn start(cpu: Option<usize>) -> anyhow::Result<Self> {
+    /// Starts one; on that CPU, if any. Being told to stop ends this process at once from then on, and the host with it.
+    pub(crate) fn start(cpu: Option<usize>, stop: &Stop) -> anyhow::Result<Self> {
         let dir = TempDir::with_prefix("perf_demo-").context("cannot make a directory to meet in")?;
+        let (path, told) = (dir.path().to_owned(), stop.clone());
+        let on_stop = stop.on_stop(move || {
+            let _ = std::fs::remove_dir_all(&path);
+            std::process::exit(128 + i32::from(told.signal().unwrap_or_default()));
+        });
         let mut args = vec!["host".to_owned(), "--run-dir".to_owned(), dir.path().display().to_string()];
         args.extend(cpu.map(|cpu| format!("--cpu={cpu}")));
         let mut other = Other::start(args)?;
@@ -112,7 +119,7 @@ impl Host {
         // Each app's arena lives as long as the app does.
         let lots = Lot::THREADED.into_iter().chain([Lot::Looped]);
         let apps = lots.map(|lot| (lot.name(), lot.client())).collect();
-        Ok(Self { other, line, apps, dir })
+        Ok(Self { other, line, apps, dir, _on_stop: on_stop })
     }
 
     pub(crate) fn gauge(&self) -> anyhow::Result<Gauge> {

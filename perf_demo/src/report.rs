@@ -206,6 +206,10 @@ impl Report {
                 out.write_all(b"\n")?;
             }
             out.flush()?;
+            // What is in a line is promised; this is for whoever looks.
+            if let Some((row, why)) = rows.first().and_then(|row| Some((row, row.disturbed.as_ref()?))) {
+                eprintln!("perf_demo: {} {} {}: {why}", show(row.payload_bytes), row.wait.name(), row.pin);
+            }
         }
         self.rows.extend(rows);
         Ok(())

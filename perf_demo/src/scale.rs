@@ -128,7 +128,7 @@ struct Row {
 pub(crate) fn run(options: &Options, stop: &Stop) -> anyhow::Result<ExitCode> {
     let cpus = Cpus::allowed()?;
     let pin = options.pin.unwrap_or(if cpus.are_two() { Pin::Split } else { Pin::Same });
-    let mut found = Found::new(options, &cpus, pin);
+    let mut found = Found::new(options, &cpus, pin, stop);
     for sweep in Sweep::value_variants() {
         if !(options.sweep.is_empty() || options.sweep.contains(sweep)) {
             continue;
@@ -156,6 +156,7 @@ struct Found<'a> {
     options: &'a Options,
     cpus: &'a Cpus,
     pin: Pin,
+    stop: &'a Stop,
     sheet: Sheet,
     rows: Vec<Row>,
     /// The first of the present sweep.
@@ -163,11 +164,11 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    fn new(options: &'a Options, cpus: &'a Cpus, pin: Pin) -> Self {
+    fn new(options: &'a Options, cpus: &'a Cpus, pin: Pin, stop: &'a Stop) -> Self {
         const COLUMNS: [&str; 11] =
             ["sweep", "value", "wait", "pin", "messages", "p50", "p99", "floor-line", "/ floor", "/ first", ""];
         let sheet = Sheet::new(options.json, 4, &COLUMNS);
-        Self { options, cpus, pin, sheet, rows: Vec::new(), first: None }
+        Self { options, cpus, pin, stop, sheet, rows: Vec::new(), first: None }
     }
 
     fn begin(&mut self) {
@@ -179,7 +180,7 @@ impl<'a> Found<'a> {
     fn host(&self) -> anyhow::Result<Host> {
         let (own, theirs) = self.cpus.places(self.pin);
         self.cpus.go_to(own)?;
-        Host::start(theirs)
+        Host::start(theirs, self.stop)
     }
 
     fn is_together(&self) -> bool {
@@ -190,13 +191,14 @@ impl<'a> Found<'a> {
     fn measure(
         &mut self,
         what: (Sweep, usize, WaitMode),
+        rounds: u32,
         host: &mut Host,
         mut round: impl FnMut() -> anyhow::Result<Duration>,
     ) -> anyhow::Result<()> {
         let (mut tally, mut floor) = (Tally::new(), Tally::new());
         let watch = Watch::begin(&[Gauge::own()?, host.gauge()?]);
         for turn in 0..TURNS {
-            for number in 0..WARM + self.options.rounds / TURNS {
+            for number in 0..WARM + rounds / TURNS {
                 let took = round()?;
                 tally.round(number >= WARM, (took, true));
             }
@@ -296,6 +298,8 @@ fn payloads(found: &mut Found<'_>, mut client: Client) -> anyhow::Result<()> {
 
 fn in_flight(found: &mut Found<'_>) -> anyhow::Result<()> {
     let mut host = found.host()?;
+    // A sample is many messages.
+    let samples = found.options.rounds / 10;
     for &window in &found.options.in_flight {
         let (_session, mut channel) = host.channel(Lot::Echoed, WaitMode::Spin)?;
         let question = host::question(&channel)?;
@@ -310,7 +314,7 @@ fn in_flight(found: &mut Found<'_>) -> anyhow::Result<()> {
             }
             Ok(start.elapsed() / BATCH)
         };
-        found.measure((Sweep::InFlight, window as usize, WaitMode::Spin), &mut host, batch)?;
+        found.measure((Sweep::InFlight, window as usize, WaitMode::Spin), samples, &mut host, batch)?;
     }
     Ok(())
 }
@@ -331,7 +335,7 @@ fn channels(found: &mut Found<'_>) -> anyhow::Result<()> {
             let channel = channels.get_mut(next).context("no channels")?;
             timed(|| host::ask(channel))
         };
-        found.measure((Sweep::Channels, count, WaitMode::Spin), &mut host, round)?;
+        found.measure((Sweep::Channels, count, WaitMode::Spin), found.options.rounds, &mut host, round)?;
     }
     Ok(())
 }
@@ -354,14 +358,15 @@ fn sessions(found: &mut Found<'_>, sweep: Sweep) -> anyhow::Result<()> {
             other.as_mut().map(host::ask).transpose()?;
             others.push((session, other));
         }
-        found.measure((sweep, count, WaitMode::Spin), &mut host, || timed(|| host::ask(&mut channel)))?;
+        let round = || timed(|| host::ask(&mut channel));
+        found.measure((sweep, count, WaitMode::Spin), found.options.rounds, &mut host, round)?;
     }
     Ok(())
 }
 
 fn threads(found: &mut Found<'_>) -> anyhow::Result<()> {
     found.cpus.go_to(None)?;
-    let host = Host::start(None)?;
+    let host = Host::start(None, found.stop)?;
     for &count in &found.options.threads {
         let channels = (0..count).map(|_| host.channel(Lot::Answered, WaitMode::Adaptive));
         let mut channels = channels.collect::<anyhow::Result<Vec<_>>>()?;
@@ -384,7 +389,7 @@ fn threads(found: &mut Found<'_>) -> anyhow::Result<()> {
 
 fn sharing(found: &mut Found<'_>) -> anyhow::Result<()> {
     found.cpus.go_to(None)?;
-    let host = Host::start(None)?;
+    let host = Host::start(None, found.stop)?;
     let (_session, channel) = host.channel(Lot::Answered, WaitMode::Adaptive)?;
     let (sender, _receiver) = channel.split();
     for &count in &found.options.threads {
