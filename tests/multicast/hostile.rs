@@ -28,7 +28,7 @@ impl Scene {
     fn new() -> Self {
         let place = Place::new();
         let server = publishing(&place);
-        let mut publisher = Publisher::new(&server.arena(), 8).expect("room");
+        let mut publisher = Publisher::new(server.arena(), 8).expect("room");
         let mut honest = follow(&place, "in_place", "park");
         let (session, channel) = accept(&server);
         publisher.add(channel, PATIENT).expect("added");

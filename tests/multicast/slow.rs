@@ -23,7 +23,7 @@ impl Pair {
     fn new(policy: Policy) -> Self {
         let place = Place::new();
         let server = publishing(&place);
-        let mut publisher = Publisher::new(&server.arena(), 16).expect("room");
+        let mut publisher = Publisher::new(server.arena(), 16).expect("room");
         let mut add = |policy| {
             let mut peer = follow(&place, "in_place", "park");
             let (session, channel) = accept(&server);
@@ -126,7 +126,7 @@ pub fn waits_asleep() {
 pub fn killed() {
     let place = Place::new();
     let server = publishing(&place);
-    let mut publisher = Publisher::new(&server.arena(), 16).expect("room");
+    let mut publisher = Publisher::new(server.arena(), 16).expect("room");
     let mut victim = Peer::start("holder", &[place.text()]);
     let (session, channel) = accept(&server);
     publisher.add(channel, Policy::DropOldest).expect("added");
@@ -178,7 +178,7 @@ pub fn publisher(args: &[String]) {
     let server = app.bind().expect("bind");
     say("ready");
     let (session, channel) = accept(&server);
-    let mut publisher = Publisher::new(&server.arena(), 64).expect("room");
+    let mut publisher = Publisher::new(server.arena(), 64).expect("room");
     publisher.add(channel, PATIENT).expect("added");
     loop {
         match hear().as_str() {
