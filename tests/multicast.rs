@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Case::new("what_is_held_outlives_the_subscription", reading::outlives),
         Case::new("what_nobody_reads_is_freed", reading::freed),
         Case::new("what_cannot_be_published_or_added_is_refused", reading::refused),
+        Case::new("a_forked_child_has_neither", reading::forked),
         Case::new("a_subscriber_killed_while_it_reads_holds_nothing", slow::killed),
         Case::new("a_stopped_subscriber_that_may_lose", slow::stopped_drop_oldest),
         Case::new("a_stopped_subscriber_that_may_be_behind", slow::stopped_lossless),

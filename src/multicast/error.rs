@@ -93,7 +93,9 @@ impl From<RecvError> for SubscriptionError {
             RecvError::Ended(ended) => Self::Ended(ended),
             RecvError::NoMemory { bytes } => Self::NoMemory { bytes },
             // A look at what is there already has no other.
-            RecvError::TimedOut | RecvError::Finished | RecvError::Backlog => Self::TimedOut,
+            RecvError::TimedOut | RecvError::Finished | RecvError::Backlog | RecvError::DescriptorsLost(_) => {
+                Self::TimedOut
+            }
         }
     }
 }

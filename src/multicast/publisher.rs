@@ -34,7 +34,7 @@ use std::time::Duration;
 /// use strait::{Policy, Publisher, SessionServer, Subscriber};
 ///
 /// fn publish(server: &SessionServer) -> Result<(), Box<dyn std::error::Error>> {
-///     let mut publisher = Publisher::<hello::Owned>::new(&server.arena(), 256)?;
+///     let mut publisher = Publisher::<hello::Owned>::new(server.arena(), 256)?;
 ///     let session = server.accept()?;
 ///     publisher.add(session.accept_channel()?, Policy::DropOldest)?;
 ///     let mut news = publisher.create_msg();
@@ -192,6 +192,9 @@ impl<T: Schema> Publisher<T> {
     fn publish_by(&mut self, message: &Message<T>, room: Room) -> Result<u64, PublishError> {
         // A sealed message is one with descriptors.
         let frozen = message.frozen().ok_or(PublishError::Descriptors)?;
+        if self.fork != fork::generation() {
+            return Err(PublishError::ForkedProcess);
+        }
         if !frozen.arena().same(&self.arena) {
             return Err(PublishError::ForeignArena);
         }
@@ -257,11 +260,14 @@ impl<T: Schema> Publisher<T> {
     /// they have not begun to read by then they do not get.
     ///
     /// # Errors
-    /// [`PublishError::TimedOut`]: not all had.
+    /// [`PublishError::TimedOut`]: not all had; `ForkedProcess`.
     pub fn close(mut self, timeout: Duration) -> Result<(), PublishError> {
         let mut deadline = Deadline::After(timeout);
+        if self.fork != fork::generation() {
+            return Err(PublishError::ForkedProcess);
+        }
         loop {
-            self.collect();
+            self.refresh();
             let published = self.published;
             let behind = self.members.iter().position(|member| member.standing.behind(published) > 0);
             let Some(index) = behind else { return Ok(()) };
@@ -274,9 +280,6 @@ impl<T: Schema> Publisher<T> {
     /// Looks at the subscribers, and makes room if one of them has none.
     #[cold]
     fn make_room(&mut self, mut room: Room) -> Result<(), PublishError> {
-        if self.fork != fork::generation() {
-            return Err(PublishError::ForkedProcess);
-        }
         loop {
             self.refresh();
             if self.look > self.published {

@@ -128,6 +128,10 @@ impl<T: Schema> Subscriber<T> {
     /// [`SubscriptionError`].
     #[inline]
     pub fn try_recv(&mut self) -> Result<Option<Received<T>>, SubscriptionError> {
+        // Not even what was published before is to be read, or in a forked child there to be.
+        if self.seat.stand.port.is_over() {
+            return Err(self.seat.stand.port.error().into());
+        }
         // Read before the ring: what was published before the end must still be found.
         let open = self.seat.stand.port.is_open();
         let start = self.seat.next;

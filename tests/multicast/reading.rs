@@ -7,7 +7,8 @@ use crate::hello_capnp::hello;
 use crate::{LAST, PATIENT, accept, all_returned, follow, numbered, publish, publishing, say_last, text};
 use std::os::fd::OwnedFd;
 use strait::{
-    AddError, Arena, Backing, ClientApp, Ended, Policy, PublishError, Publisher, SubscribeError, Subscriber, Trust,
+    AddError, Arena, Backing, ClientApp, Ended, Policy, PublishError, Publisher, SubscribeError, Subscriber,
+    SubscriptionError, Trust,
 };
 
 const COUNT: u64 = 2000;
@@ -273,6 +274,48 @@ pub fn refused() {
     drop((foreign, passing, publisher, other, ours, session, server));
     place.must_be_empty();
     not_shared();
+}
+
+/// Nothing of either is mapped in a child, which must be told so and not crash, nor disturb its parent.
+pub fn forked() {
+    let place = Place::new();
+    let server = publishing(&place);
+    let mut publisher = Publisher::new(server.arena(), 8).expect("room");
+    let app = place.server();
+    let connecting = std::thread::spawn(move || {
+        let session = client().trust(trust("in_place")).connect(&app).expect("connect");
+        let channel = open(&session);
+        (session, channel)
+    });
+    let (session, channel) = accept(&server);
+    let (ours, mine) = connecting.join().expect("thread");
+    publisher.add(channel, PATIENT).expect("added");
+    let mut subscriber = Subscriber::new(mine, PATIENCE).expect("subscribed");
+    publish(&mut publisher, 0..2);
+    let message = text(&publisher, &numbered(2));
+    let held = subscriber.recv().expect("first");
+    // SAFETY: the child runs this library only, whose locks no other thread of this process holds now; it leaves by
+    // `_exit`.
+    match unsafe { nix::unistd::fork() }.expect("fork") {
+        nix::unistd::ForkResult::Child => {
+            let told = publisher.publish(&message) == Err(PublishError::ForkedProcess)
+                && matches!(subscriber.try_recv(), Err(SubscriptionError::Ended(ended)) if ended.cause == Ended::ForkedProcess);
+            publisher.collect();
+            drop((held, subscriber, publisher));
+            // SAFETY: always allowed.
+            unsafe { nix::libc::_exit(i32::from(!told)) }
+        }
+        nix::unistd::ForkResult::Parent { child } => {
+            let status = nix::sys::wait::waitpid(child, None).expect("wait");
+            assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0));
+        }
+    }
+    publisher.publish(&message).expect("published");
+    let next: Vec<_> =
+        [subscriber.recv(), subscriber.recv()].into_iter().map(|one| words(&one.expect("message"))).collect();
+    assert_eq!(next, [1, 2].map(numbered));
+    drop((held, subscriber, publisher, message, ours, session, server));
+    place.must_be_empty();
 }
 
 /// Where no memory is shared there is nothing to write once.
