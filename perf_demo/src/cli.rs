@@ -74,6 +74,10 @@ pub(crate) enum Command {
     /// Measures what it takes to meet: a session from nothing to its first answer beside a bare socket that does as much,
     /// what a session commits, and a request beside thousands of idle sessions.
     Open(Opening),
+    /// Measures rings by themselves, between threads and between processes, beside other crates' queues.
+    Rings(Rings),
+    /// Measures what copying costs at which size, and what lending a message costs instead.
+    Memcpy(Memcpy),
     /// Measures one-way streams of messages beside a bare ring between the same two processes.
     Stream(Streaming),
     /// Measures what publishing costs with 1 to 8 subscribers.
@@ -159,6 +163,82 @@ pub(crate) struct Streaming {
     pub(crate) page: Option<i32>,
     #[arg(long, hide = true, value_name = "CPU")]
     pub(crate) cpu: Option<usize>,
+}
+
+/// Measures rings by themselves: one producer or two, one consumer or two, between threads, and with one of each between
+/// two processes.
+///
+/// Beside strait's rings, in turns: rtrb and crossbeam's ArrayQueue, where they can be, and a queue written as Dmitry Vyukov
+/// published it. Every value carries 56 bytes.
+#[derive(Args, Debug)]
+#[command(after_long_help = AFTER_RINGS, max_term_width = 110)]
+pub(crate) struct Rings {
+    /// Timed values of each row.
+    #[arg(long, default_value_t = 20_000, value_name = "N", value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
+    pub(crate) values: u64,
+    /// Slots of the ring while values are timed.
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = slots)]
+    pub(crate) slots: usize,
+    /// Values in each of the nine turns that measure what a value costs when the ring is kept busy.
+    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(100..=100_000_000))]
+    pub(crate) busy: u64,
+    /// Prints one JSON object per row on stdout, and no table.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Also draws the latency against the share of values that had no more, into this SVG file.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+    /// The other process.
+    #[arg(long, hide = true, value_name = "WHERE")]
+    pub(crate) other: Option<String>,
+}
+
+fn slots(text: &str) -> Result<usize, String> {
+    let slots = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (2..=512).contains(&slots) { Ok(slots) } else { Err("2 to 512".to_owned()) }
+}
+
+const AFTER_RINGS: &str = "\
+COLUMNS
+  send      Time of the push that succeeded, with one reading of the clock (some 20 to 40 ns).
+  receive   Time of the pop that succeeded, likewise.
+  latency   From the end of the push to the end of the pop. Producers are not slowed down, so the ring is full most of the
+            time, and this is mostly the time spent behind the values before.
+  retries   Pushes that found the ring full before the one that succeeded, and pops that found it empty, per value.
+  busy      Time per value, both ends at work at once, through a ring of 1024 slots, no clock read in between: the median
+            of nine turns. The ratio is the median of the nine ratios with the queue named.
+
+THREADS
+  Producers and consumers are sent to the CPUs in turn. Whoever finds the ring full or empty spins, and lets others run
+  every 64th time.
+
+MARKS
+  busy machine         others used more than a tenth of a CPU while all queues of that kind took turns
+  crowded              more threads than CPUs: they wait for each other's time slices
+  not pinned           a thread could not be sent to its CPU
+  VALUES LOST          not everything arrived, or not once
+
+EXAMPLES
+  perf_demo rings
+  perf_demo rings --values 100000 --json
+  perf_demo rings --plot rings.svg";
+
+/// Measures what copying costs at which size, and what lending a message costs instead.
+///
+/// Copies between two warm pieces of memory, in steps of 256 bytes to 16 KiB and in powers of two to 16 MiB; tells the five
+/// sizes at which most bytes move per tick of the CPU's counter. Then sends messages inside
+/// their slots and on loan, by one thread and between two CPUs, and says up to which size copying them into slots pays.
+#[derive(Args, Debug)]
+pub(crate) struct Memcpy {
+    /// Rounds of each size. A round copies at least 16 KiB; the median counts.
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) rounds: u32,
+    /// Prints one JSON object per size, and one per message, on stdout, and no table (which shows only some of the sizes).
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Also draws both against the size into this SVG file.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

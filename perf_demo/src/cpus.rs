@@ -57,6 +57,11 @@ impl Cpus {
         self.allowed.len() > 1
     }
 
+    /// A CPU each for any number of threads, all CPUs in turn.
+    pub fn spread(&self) -> impl Iterator<Item = Option<usize>> {
+        self.allowed.iter().copied().map(Some).cycle()
+    }
+
     /// Where the client and the server go; `None` is anywhere.
     #[must_use]
     pub fn places(&self, pin: Pin) -> (Option<usize>, Option<usize>) {

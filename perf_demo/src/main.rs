@@ -15,12 +15,14 @@ mod floor;
 mod goals;
 mod group;
 mod host;
+mod memcpy;
 mod multicast;
 mod opening;
 mod payload;
 mod peers;
 mod plot;
 mod report;
+mod rings;
 mod scale;
 mod server;
 mod shm;
@@ -43,6 +45,8 @@ fn main() -> ExitCode {
             Some(Command::Serve(serve)) => server::run(serve, &stop),
             Some(Command::Client(client)) => client::run(client, &stop),
             Some(Command::Open(open)) => opening::run(open),
+            Some(Command::Rings(rings)) => rings::run(rings, &stop),
+            Some(Command::Memcpy(memcpy)) => memcpy::run(memcpy, &stop),
             Some(Command::Stream(streaming)) => stream::run(streaming),
             Some(Command::Multicast(casting)) => multicast::run(casting),
             Some(Command::Adaptive(spacing)) => adaptive::run(spacing),

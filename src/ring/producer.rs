@@ -79,7 +79,7 @@ impl Producer {
     /// How many slots can be filled now, as far as is known; looks for more only if that is none.
     #[inline]
     pub(crate) fn room(&mut self) -> Result<u64, PeerMisbehaved> {
-        match self.capacity - (self.filled - self.consumed) {
+        match self.limit - (self.filled - self.consumed) {
             0 => self.refresh(),
             known => Ok(known),
         }

@@ -80,7 +80,7 @@ impl<T: Value> Side<T> {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let slots = capacity.next_power_of_two().max(least as usize);
-        let memory = Lent::create(header::WORDS + area::words(slots as u32))?;
+        let memory = Lent::create(header::WORDS.saturating_add(area::words(slots as u32)))?;
         let words = memory.words(0..header::WORDS).ok_or(io::ErrorKind::InvalidInput)?;
         words.store(header::SLOTS, slots as u64);
         words.store(header::VALUE_BYTES, size_of::<T>() as u64);
@@ -121,7 +121,7 @@ impl<T: Value> Side<T> {
         let found = words.peek(header::SLOTS);
         let slots = u32::try_from(found).ok().filter(|slots| SLOTS_RANGE.contains(slots) && slots.is_power_of_two());
         let slots = slots.ok_or(JoinError::Slots { found })?;
-        let part = |slots| header::WORDS..header::WORDS + area::words(slots);
+        let part = |slots| header::WORDS..header::WORDS.saturating_add(area::words(slots));
         let theirs = Arc::new(theirs.words(part(slots)).ok_or(JoinError::Slots { found })?);
         let own = Arc::new(self.memory.words(part(self.slots as u32)).ok_or(JoinError::NotASide)?);
         let producer = super::Producer::new(own.clone(), theirs.clone()).limited(self.capacity);
@@ -213,6 +213,7 @@ impl<T: Value> Producer<T> {
     /// # Errors
     /// [`PushError`].
     #[inline]
+    #[expect(clippy::indexing_slicing, reason = "`Side::create` does not compile for larger values")]
     pub fn try_push(&mut self, value: T) -> Result<(), PushError> {
         if self.process != fork::generation() {
             return Err(PushError::ForkedProcess);
@@ -245,6 +246,7 @@ impl<T: Value> Consumer<T> {
     /// # Errors
     /// [`PopError`].
     #[inline]
+    #[expect(clippy::indexing_slicing, reason = "`Side::create` does not compile for larger values")]
     pub fn try_pop(&mut self) -> Result<T, PopError> {
         if self.process != fork::generation() {
             return Err(PopError::ForkedProcess);
