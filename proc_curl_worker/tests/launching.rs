@@ -14,6 +14,7 @@ use std::time::Duration;
 use strait::{Channel, ClientApp, Received, ServerApp, Trust};
 
 /// A worker that anybody of this user may attach to, and when it is there.
+#[expect(clippy::zombie_processes, reason = "whoever asks for it ends it")]
 fn shared(uri: &Uri) -> (Child, Client) {
     let worker = Command::new(WORKER).arg(uri.to_string()).spawn().expect("a worker");
     loop {
